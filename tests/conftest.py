@@ -1,0 +1,20 @@
+"""Fixtures for every test. Tests marked slow are left out by the default options; `make test-all` runs them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder with the archives of real data and trained networks."""
+    name = os.environ.get("AUTOPRUNE_DATA", "")
+    if not name:
+        pytest.skip("AUTOPRUNE_DATA is not set: it names the folder with the archives of real data")
+    folder = Path(name)
+    if not folder.is_dir():
+        pytest.skip(f"AUTOPRUNE_DATA={name} is not a folder")
+    return folder
