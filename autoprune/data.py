@@ -1,0 +1,513 @@
+"""Images and labels for calibration, search validation and the final test, as disjoint parts.
+
+A data set is named ``digits``, ``imagefolder:PATH``, ``cifar10:PATH`` or ``package.module:function``.
+Nothing is ever selected on test data: the test part is not even decoded before somebody asks for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import shutil
+import tarfile
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from autoprune.errors import UserError
+from autoprune.forward import Example, batch_size, outputs
+from autoprune.paths import cache, existing
+from autoprune.references import resolve
+
+# The input, and its class numbers (or whatever the caller's own evaluation understands; None when there is nothing).
+Batch = tuple[Example, Any]
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".zip")
+CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR_RECORD = 1 + 3 * 32 * 32  # the label, then the planes red, green and blue, row by row
+DIGITS_TEST = 360
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """The parts of a data set.
+
+    ``calibration`` and ``validation`` are disjoint batches in memory. ``train`` gives the training part
+    without the validation images (so it contains the calibration images), ``test`` the test part; each
+    call reads afresh, and each is None if there is no such part. ``classes`` are the class names in the
+    order of their numbers (the numbers themselves where names are not known, empty without class
+    labels). ``fingerprint`` identifies the bytes of calibration and validation.
+    """
+
+    name: str
+    calibration: list[Batch]
+    validation: list[Batch]
+    train: Callable[[], Iterable[Batch]] | None
+    test: Callable[[], Iterable[Batch]] | None
+    classes: tuple[str, ...]
+    fingerprint: str
+
+
+def load(
+    spec: str,
+    calibration: int = 2048,
+    validation: int = 2048,
+    seed: int = 0,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    input_size: int | None = None,
+    batch: int = 128,
+) -> Splits:
+    """The data set that ``spec`` names.
+
+    The training part is permuted by ``torch.randperm`` under ``seed``; the first ``calibration`` images
+    are the calibration set, the next ``validation`` the search-validation set. A training part too small
+    for both is divided in the same proportion, with a warning.
+
+    Pixels are scaled to [0, 1] and normalised with ``mean`` and ``std``, one number per channel: by
+    default ImageNet's for colour, nothing for ``digits``. One number reads the images of a folder as grey.
+    ``input_size`` resizes the shorter side to that many pixels and cuts the square in the middle.
+
+    A ``package.module:function`` takes no arguments and returns :class:`Splits`, a tuple (calibration,
+    validation[, test]) or a dict with these keys and optionally "train" and "classes"; each part is
+    anything :func:`batches` takes. Its data is used as it is: sizes, seed and normalisation are its own.
+    "classes" without a name in it says that the labels are no class numbers.
+    """
+    for what, value in (("calibration", calibration), ("validation", validation), ("batch", batch)):
+        if value < 1:
+            raise UserError(f"{what} = {value}: at least 1 image is needed")
+    source, _, rest = spec.partition(":")
+    if input_size is not None and input_size < 1:
+        raise UserError(f"input_size = {input_size}: it is a number of pixels, at least 1")
+    if spec == "digits":
+        parts = _digits()
+        look = _look(mean or (0.0,), std or (1.0,), (1,))
+    elif source == "imagefolder" and rest:
+        look = _look(mean or MEAN, std or STD, (1, 3))
+        parts = _imagefolder(rest, len(look[0]), resized=input_size is not None)
+    elif source == "cifar10" and rest:
+        look = _look(mean or MEAN, std or STD, (3,))
+        parts = _cifar10(rest)
+    elif source and rest:
+        return _from_reference(spec, batch)
+    else:
+        raise UserError(
+            f"data {spec!r} is unknown: use digits, imagefolder:PATH, cifar10:PATH or package.module:function"
+        )
+    training, testing, classes = parts
+    if input_size is not None:
+        training = _Resized(training, input_size)
+        testing = None if testing is None else _Resized(testing, input_size)
+    return _divide(spec, training, testing, classes, (calibration, validation), seed, look, batch)
+
+
+def batches(source: Any, name: str, classes: int | None = None, labels: bool = True, batch: int = 128) -> list[Batch]:
+    """What a caller gave as data, as a checked list of (input, labels) batches in memory.
+
+    ``source`` is a DataLoader or any other iterable of batches, a Dataset or a tuple (inputs, labels) of
+    whole tensors (both cut into batches of ``batch``), or a function without arguments that returns one
+    of these. A batch is a pair (input, labels), or a dict with the key "labels". Random transforms and
+    shuffling draw from a fixed seed, so that two runs see the same data. ``name`` is the word for
+    messages, such as "calibration".
+
+    ``labels=True`` demands one class number in [0, ``classes``) per sample. Otherwise they may be
+    anything or absent: a batch that is no pair is then an input, with None for its labels.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        found = list(_pairs(source, name, labels, batch))
+    if not found:
+        raise UserError(f"the {name} data yields no batch: an iterator that was used up, or an empty data set?")
+    return [(x, _check(x, y, f"batch {number} of the {name} data", classes, labels)) for number, (x, y) in found]
+
+
+def fingerprint(data: Iterable[Batch]) -> str:
+    """A short hash of the shapes, types and bytes of all tensors, batch by batch."""
+    sha = hashlib.sha256()
+    for item in data:
+        for tensor in outputs(item):
+            sha.update(f"{tuple(tensor.shape)}:{tensor.dtype};".encode())
+            sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        sha.update(b"|")
+    return sha.hexdigest()[:16]
+
+
+# ---------------------------------------------------------------------------- what a caller gives
+
+
+def _pairs(source: Any, name: str, labels: bool, batch: int) -> Iterator[tuple[int, Batch]]:
+    if callable(source) and not isinstance(source, Iterable | Dataset):
+        source = source()
+    if isinstance(source, Dataset):
+        source = DataLoader(source, batch_size=batch)
+    if isinstance(source, tuple) and len(source) == 2 and isinstance(source[0], Tensor):
+        inputs, targets = source
+        if not isinstance(targets, Tensor) or len(inputs) != len(targets):
+            count = len(targets) if isinstance(targets, Tensor) else type(targets).__name__
+            raise UserError(f"the {name} data has {len(inputs)} inputs but labels: {count}; give two tensors as long")
+        source = list(zip(torch.split(inputs, batch), torch.split(targets, batch), strict=True)) if len(inputs) else []
+    if not isinstance(source, Iterable) or isinstance(source, Tensor | str | Mapping):
+        raise UserError(
+            f"the {name} data is a {type(source).__name__}: give a DataLoader, a Dataset, a list of "
+            "(input, labels) batches or a tuple (inputs, labels) of tensors"
+        )
+    for number, item in enumerate(source):
+        yield number, _pair(item, f"batch {number} of the {name} data", labels)
+
+
+def _pair(item: Any, where: str, labels: bool) -> Batch:
+    if isinstance(item, Mapping) and "labels" in item:
+        return {key: value for key, value in item.items() if key != "labels"}, item["labels"]
+    if isinstance(item, tuple | list) and len(item) == 2:
+        return _tensor(item[0]), item[1]
+    if labels:
+        what = f"{len(item)} values" if isinstance(item, tuple | list) else f"a {type(item).__name__}"
+        raise UserError(f"{where} is {what} instead of a pair (input, labels)")
+    return _tensor(item), None
+
+
+def _tensor(value: Any) -> Any:
+    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+
+
+def _check(x: Example, y: Any, where: str, classes: int | None, labels: bool) -> Any:
+    """The labels as they may be used; wrong ones, and inputs with NaN in them, are refused."""
+    samples = batch_size(x)
+    if samples < 1:
+        raise UserError(f"{where} is empty")
+    if any(tensor.is_floating_point() and bool(tensor.isnan().any()) for tensor in outputs(x)):
+        raise UserError(f"{where} has NaN among its inputs")
+    if not labels:
+        return y
+    try:
+        y = torch.as_tensor(y)
+    except (TypeError, ValueError, RuntimeError):
+        raise UserError(f"{where} has labels of type {type(y).__name__}: class numbers are needed") from None
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or tuple(y.shape) != (samples,):
+        raise UserError(
+            f"{where} has labels of type {y.dtype} and shape {tuple(y.shape)} for {samples} inputs: one class "
+            "number per input is needed, or an evaluate function of your own"
+        )
+    y = y.long()
+    low, high = int(y.min()), int(y.max())
+    if low < 0 or (classes is not None and high >= classes):
+        wrong = low if low < 0 else high
+        range_ = "not negative" if classes is None else f"in 0..{classes - 1}, as the model has {classes} classes"
+        raise UserError(f"{where} has the label {wrong}: class numbers have to be {range_}")
+    return y
+
+
+def _from_reference(spec: str, batch: int) -> Splits:
+    function = resolve(spec, "data")
+    given = function() if callable(function) else function
+    if isinstance(given, Splits):
+        return given
+    if isinstance(given, tuple | list) and len(given) in (2, 3):
+        given = dict(zip(("calibration", "validation", "test"), given, strict=False))
+    if not isinstance(given, Mapping) or not {"calibration", "validation"} <= set(given):
+        raise UserError(
+            f"data {spec!r} gave a {type(given).__name__}: it has to give (calibration, validation[, test]), "
+            "a dict with these keys, or autoprune.data.Splits"
+        )
+    unknown = set(given) - {"calibration", "validation", "test", "train", "classes"}
+    if unknown:
+        raise UserError(f"data {spec!r} gave the unknown part {min(unknown)!r}")
+    names = None if given.get("classes") is None else tuple(str(name) for name in given["classes"])
+    labels = names != ()
+    part = partial(batches, classes=len(names) if names else None, labels=labels, batch=batch)
+    calibration, validation = part(given["calibration"], "calibration"), part(given["validation"], "validation")
+    if names is None:
+        top = max(int(y.max()) for _, y in (*calibration, *validation))
+        names = tuple(str(number) for number in range(top + 1))
+    return Splits(
+        spec,
+        calibration,
+        validation,
+        train=None if given.get("train") is None else partial(part, given["train"], "train"),
+        test=None if given.get("test") is None else partial(part, given["test"], "test"),
+        classes=names,
+        fingerprint=_joint(calibration, validation),
+    )
+
+
+# ---------------------------------------------------------------------------- parts of known data sets
+
+
+class _Part(Protocol):
+    """Labelled images that are read when asked for."""
+
+    @property
+    def labels(self) -> Tensor: ...
+
+    def read(self, chosen: Tensor) -> list[Tensor]:
+        """The chosen images as (channels, height, width); bytes, or floats in [0, 1]."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class _Pixels:
+    """Images in memory, shape (N, channels, height, width)."""
+
+    images: Tensor
+    labels: Tensor
+
+    def read(self, chosen: Tensor) -> list[Tensor]:
+        return list(self.images[chosen])
+
+
+@dataclass(frozen=True, eq=False)
+class _Files:
+    """Image files, read as colour or, with one channel, as grey."""
+
+    paths: tuple[str, ...]
+    labels: Tensor
+    channels: int
+    resized: bool
+
+    def read(self, chosen: Tensor) -> list[Tensor]:
+        images = [self._decode(self.paths[index]) for index in chosen.tolist()]
+        sizes = {tuple(image.shape[1:]) for image in images}
+        if len(sizes) > 1 and not self.resized:
+            (h, w), (other_h, other_w) = min(sizes), max(sizes)
+            raise UserError(f"the images differ in size ({w}x{h}, {other_w}x{other_h}): give an input size")
+        return images
+
+    def _decode(self, path: str) -> Tensor:
+        from PIL import Image
+
+        try:
+            with Image.open(path) as image:
+                pixels = np.array(image.convert("L" if self.channels == 1 else "RGB"))
+        except (OSError, SyntaxError, ValueError) as error:  # Pillow raises any of them on a damaged file
+            raise UserError(f"the image {path} cannot be decoded: {error}") from None
+        return torch.from_numpy(pixels.reshape(*pixels.shape[:2], self.channels)).permute(2, 0, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class _Resized:
+    """The images of another part with the shorter side resized, and the square in the middle."""
+
+    part: _Part
+    size: int
+
+    @property
+    def labels(self) -> Tensor:
+        return self.part.labels
+
+    def read(self, chosen: Tensor) -> list[Tensor]:
+        from torchvision.transforms.v2 import functional
+
+        images = self.part.read(chosen)
+        smaller = [functional.resize(image, [self.size], antialias=True) for image in images]
+        return [functional.center_crop(image, [self.size, self.size]) for image in smaller]
+
+
+Look = tuple[Tensor, Tensor]  # mean and standard deviation, each of shape (channels, 1, 1)
+
+
+def _look(mean: Sequence[float], std: Sequence[float], wanted: tuple[int, ...]) -> Look:
+    if len(mean) != len(std) or len(mean) not in wanted:
+        raise UserError(
+            f"mean {tuple(mean)} and std {tuple(std)}: this data takes {' or '.join(map(str, wanted))} numbers in each"
+        )
+    if not all(math.isfinite(value) for value in (*mean, *std)) or min(std) <= 0:
+        raise UserError(f"mean {tuple(mean)} and std {tuple(std)}: numbers are needed, each std above 0")
+    return torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), torch.tensor(std, dtype=torch.float32).view(-1, 1, 1)
+
+
+def _divide(
+    name: str,
+    training: _Part,
+    testing: _Part | None,
+    classes: tuple[str, ...],
+    sizes: tuple[int, int],
+    seed: int,
+    look: Look,
+    batch: int,
+) -> Splits:
+    count = len(training.labels)
+    calibration, validation = sizes
+    if calibration + validation > count:
+        first = count * calibration // (calibration + validation)
+        if first < 1 or first == count:
+            raise UserError(
+                f"data {name!r} has {count} training images: too few for {calibration} calibration "
+                f"and {validation} validation images"
+            )
+        warnings.warn(
+            f"data {name!r} has {count} training images: {first} are taken for calibration and {count - first} "
+            f"for validation, instead of {calibration} and {validation}",
+            stacklevel=3,
+        )
+        calibration, validation = first, count - first
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    rest = torch.cat([order[:calibration], order[calibration + validation :]])
+    taken = (order[:calibration], order[calibration : calibration + validation])
+    chosen = [list(_read(training, part, look, batch)) for part in taken]
+    return Splits(
+        name,
+        calibration=chosen[0],
+        validation=chosen[1],
+        train=partial(_read, training, rest, look, batch),
+        test=None if testing is None else partial(_read, testing, torch.arange(len(testing.labels)), look, batch),
+        classes=classes,
+        fingerprint=_joint(*chosen),
+    )
+
+
+def _read(part: _Part, chosen: Tensor, look: Look, batch: int) -> Iterator[Batch]:
+    """The chosen images, normalised, with their labels."""
+    mean, std = look
+    for indices in torch.split(chosen, batch):
+        pixels = torch.stack(part.read(indices))
+        images = pixels if pixels.is_floating_point() else pixels.float() / 255
+        yield (images - mean) / std, part.labels[indices]
+
+
+def _joint(calibration: list[Batch], validation: list[Batch]) -> str:
+    both = f"{fingerprint(calibration)}/{fingerprint(validation)}"
+    return hashlib.sha256(both.encode()).hexdigest()[:16]
+
+
+Parts = tuple[_Part, _Part | None, tuple[str, ...]]  # training, test, class names
+
+
+def _digits() -> Parts:
+    """The 1,797 digits of scikit-learn (Alpaydin and Kaynak, 1998), 360 of them set aside once and for all."""
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    order = torch.randperm(len(found.images), generator=torch.Generator().manual_seed(0))
+    images = torch.from_numpy(found.images).float().unsqueeze(1)[order] / 16  # ink in 0..16
+    labels = torch.from_numpy(found.target).long()[order]
+    return (
+        _Pixels(images[DIGITS_TEST:], labels[DIGITS_TEST:]),
+        _Pixels(images[:DIGITS_TEST], labels[:DIGITS_TEST]),
+        tuple(str(name) for name in found.target_names),
+    )
+
+
+def _imagefolder(path: str, channels: int, resized: bool) -> Parts:
+    root = _unpacked(existing(path))
+    folder = _holding(root, "train")
+    if folder is None:
+        raise UserError(f"{root} has no folder train: images lie in train/CLASS/ and, for the test, test/CLASS/ or val")
+    training, classes = _files(folder / "train", channels, resized)
+    for name in ("test", "val"):
+        if (folder / name).is_dir():
+            testing, known = _files(folder / name, channels, resized)
+            if known != classes:
+                odd = min(set(known) ^ set(classes))
+                raise UserError(f"{folder}: the classes of train and {name} differ, {odd!r} is in one of them only")
+            return training, testing, classes
+    return training, None, classes
+
+
+def _files(folder: Path, channels: int, resized: bool) -> tuple[_Files, tuple[str, ...]]:
+    from torchvision.datasets import ImageFolder
+
+    try:
+        found = ImageFolder(str(folder))
+    except FileNotFoundError as error:  # no class folder, or one without images
+        raise UserError(f"{folder}: {str(error).splitlines()[0]}") from None
+    paths = tuple(path for path, _ in found.samples)
+    return _Files(paths, torch.tensor(found.targets), channels, resized), tuple(found.classes)
+
+
+def _cifar10(path: str) -> Parts:
+    root = _unpacked(existing(path))
+    binary = _holding(root, "data_batch_1.bin")
+    if binary is not None:
+        files = sorted(binary.glob("data_batch_*.bin"))
+        testing = binary / "test_batch.bin"
+        return _records(files), _records([testing]) if testing.exists() else None, CIFAR_CLASSES
+    python = root if root.name == "cifar-10-batches-py" else root / "cifar-10-batches-py"
+    if not python.is_dir():
+        raise UserError(
+            f"{root} is not CIFAR-10: it holds neither data_batch_1.bin (the binary version) nor cifar-10-batches-py"
+        )
+    return _pickled(python.parent, train=True), _pickled(python.parent, train=False), CIFAR_CLASSES
+
+
+def _records(files: Sequence[Path]) -> _Pixels:
+    blocks = []
+    for file in files:
+        block = np.fromfile(file, dtype=np.uint8)
+        if len(block) % CIFAR_RECORD or not len(block):
+            raise UserError(f"{file} has {len(block)} bytes, not a multiple of {CIFAR_RECORD}: it was cut short")
+        blocks.append(block.reshape(-1, CIFAR_RECORD))
+    records = np.concatenate(blocks)
+    if records[:, 0].max() >= len(CIFAR_CLASSES):
+        raise UserError(f"{files[0].parent}: label {records[:, 0].max()} is above 9, so this is not CIFAR-10")
+    images = torch.from_numpy(records[:, 1:].reshape(-1, 3, 32, 32).copy())
+    return _Pixels(images, torch.from_numpy(records[:, 0].astype(np.int64)))
+
+
+def _pickled(root: Path, train: bool) -> _Pixels:
+    """The Python version. torchvision compares checksums with the published ones before it unpickles."""
+    from torchvision.datasets import CIFAR10
+
+    try:
+        found = CIFAR10(str(root), train=train, download=False)
+    except RuntimeError as error:
+        raise UserError(f"{root / 'cifar-10-batches-py'}: {str(error).splitlines()[0]}") from None
+    images = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()
+    return _Pixels(images, torch.tensor(found.targets))
+
+
+# ---------------------------------------------------------------------------- archives
+
+
+def _holding(root: Path, name: str) -> Path | None:
+    """The folder that holds ``name``: the root, or the only folder in it, as archives often have one on top."""
+    if (root / name).exists():
+        return root
+    inner = [entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__"))]
+    return inner[0] if len(inner) == 1 and (inner[0] / name).exists() else None
+
+
+def _unpacked(path: Path) -> Path:
+    """The folder itself, or the folder in the user's cache where the archive has been unpacked.
+
+    It is named after the archive's name, size and time of change, and appears under this name only when
+    it is complete: a process that was killed halfway, or two at once, leave nothing half unpacked.
+    """
+    if path.is_dir():
+        return path
+    if not path.name.endswith(ARCHIVES):
+        raise UserError(f"{path} is neither a folder nor an archive ({', '.join(ARCHIVES)})")
+    facts = path.stat()
+    key = hashlib.sha256(f"{path.name}:{facts.st_size}:{facts.st_mtime_ns}".encode()).hexdigest()[:12]
+    target = cache() / f"{path.name.partition('.')[0]}-{key}"
+    if target.is_dir():
+        return target
+    unfinished = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
+    try:
+        if path.name.endswith(".zip"):
+            with zipfile.ZipFile(path) as archive:
+                archive.extractall(unfinished)  # noqa: S202  # zipfile drops ".." and leading slashes itself
+        else:
+            with tarfile.open(path) as archive:
+                archive.extractall(unfinished, filter="data")
+        try:
+            unfinished.rename(target)
+        except OSError:
+            if not target.is_dir():  # else another process was faster
+                raise
+    except (tarfile.TarError, zipfile.BadZipFile, OSError, EOFError) as error:
+        raise UserError(f"the archive {path} cannot be unpacked into {target.parent}: {error}") from None
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return target

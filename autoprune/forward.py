@@ -1,0 +1,78 @@
+"""Feeding a network and reading its answer, whatever shapes of containers it takes and returns.
+
+An example is what one forward pass consumes: a tensor (passed as the one argument), a tuple or list
+(passed as positional arguments) or a dict (passed as keyword arguments).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autoprune.errors import UserError
+
+Example = Tensor | tuple[Any, ...] | list[Any] | dict[str, Any]
+
+
+def call(model: nn.Module, example: Example) -> Any:
+    """One forward pass."""
+    if isinstance(example, dict):
+        return model(**example)
+    if isinstance(example, tuple | list):
+        return model(*example)
+    return model(example)
+
+
+def batch_size(example: Example) -> int:
+    """Samples in an example: the length of the first tensor that has an axis."""
+    for tensor in _tensors(example):
+        if tensor.ndim:
+            return len(tensor)
+    raise UserError(f"an example of type {type(example).__name__} holds no tensor with a batch axis")
+
+
+def to(example: Any, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Any:
+    """The example with its tensors moved; ``dtype`` applies to floating-point tensors only."""
+    if isinstance(example, Tensor):
+        return example.to(device=device, dtype=dtype if example.is_floating_point() else None)
+    if isinstance(example, dict):
+        return {key: to(value, device, dtype) for key, value in example.items()}
+    if isinstance(example, tuple) and hasattr(example, "_fields"):  # a named tuple takes its items one by one
+        return type(example)(*(to(value, device, dtype) for value in example))
+    if isinstance(example, tuple | list):
+        return type(example)(to(value, device, dtype) for value in example)
+    return example
+
+
+def outputs(result: Any) -> list[Tensor]:
+    """All tensors of a nested result, in order.
+
+    Looks into tuples, lists, mappings and dataclasses (so into the result classes of torchvision and
+    transformers); anything else, such as None or a number, is passed over.
+    """
+    return list(_tensors(result))
+
+
+def logits(result: Any) -> Tensor:
+    """The first tensor of a result: class scores, by the convention of every classification library."""
+    for tensor in _tensors(result):
+        return tensor
+    raise UserError(f"the model returned {type(result).__name__} without any tensor in it")
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):  # before dataclasses: a transformers result is both
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _tensors(item)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            yield from _tensors(getattr(value, field.name))
