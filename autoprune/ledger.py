@@ -1,0 +1,234 @@
+"""The ledger: every measurement once, kept as an Optuna study.
+
+An Optuna study, whatever the searcher, so that optuna-dashboard and Optuna's plots work on every run. The
+kept counts are the trial's parameters, the reward its value; the measurement lies in the user attributes.
+A failed candidate is a FAIL trial, a measurement at less than full fidelity a PRUNED one.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from autoprune.errors import UserError
+from autoprune.journal import open_journal
+from autoprune.scheme import Scheme
+from autoprune.trial import Measurement
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from optuna import Study
+    from optuna.distributions import BaseDistribution
+    from optuna.storages import BaseStorage
+    from optuna.trial import FrozenTrial
+
+FULL = "full"
+
+
+class Counted(Protocol):
+    """What the ledger needs to know of a group: its name and the legal counts, ascending."""
+
+    @property
+    def name(self) -> str:
+        """Unique within the space."""
+        ...
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Numbers of channels that may be kept."""
+        ...
+
+
+class Ledger:
+    """Append-only record of measurements, one per (scheme, protocol, fidelity).
+
+    ``storage`` is a journal file (created or repaired when opened), any storage URL that Optuna takes, or
+    None for memory alone. ``protocol`` is the fingerprint of everything that changes a measurement; each
+    protocol is a study of its own, so several share a storage without being mixed up. ``groups`` are the
+    groups of the search space, or only their names where the legal counts are not known.
+
+    Everything is read once, when the ledger is opened: what another process adds later is not seen.
+    """
+
+    def __init__(self, storage: Path | str | None, protocol: str, groups: Sequence[Counted | str]) -> None:
+        self.protocol = protocol
+        self._distributions: dict[str, BaseDistribution] = dict(_parameter(group) for group in groups)
+        if len(self._distributions) != len(groups):
+            raise UserError("two groups of a ledger have the same name")
+        with _quiet():
+            self.study = _study(_storage(storage), f"autoprune-{protocol}")
+        self._measurements: dict[tuple[Scheme, str], Measurement] = {}
+        for record in self._records():
+            # The first record counts: two writers at one URL may have measured the same scheme.
+            self._measurements.setdefault(_key(record), _unpack(record.user_attrs["measurement"]))
+
+    def __len__(self) -> int:
+        return len(self._measurements)
+
+    def find(self, scheme: Scheme, fidelity: str = FULL) -> Measurement | None:
+        """The measurement of a scheme, or None if it has not been measured."""
+        return self._measurements.get((scheme, fidelity))
+
+    def append(self, scheme: Scheme, measurement: Measurement, reward: float | None, fidelity: str = FULL) -> bool:
+        """Record a measurement; it is on disk when this returns. False if there already was one.
+
+        ``reward`` None says that the measurement could not be scored: it is kept, as a trial without a value.
+        """
+        if (scheme, fidelity) in self._measurements:
+            return False
+        self.study.add_trial(self._trial(scheme, measurement, reward, fidelity))
+        # As it will be read back: a replay must compute with the very same numbers.
+        self._measurements[scheme, fidelity] = _unpack(_pack(measurement))
+        return True
+
+    def _trial(self, scheme: Scheme, measurement: Measurement, reward: float | None, fidelity: str) -> FrozenTrial:
+        import optuna
+        from optuna.trial import TrialState
+
+        if len(scheme) != len(self._distributions):
+            raise UserError(f"the scheme has {len(scheme)} groups, the ledger {len(self._distributions)}")
+        if measurement.failed or reward is None:
+            state, value = TrialState.FAIL, None
+        else:
+            if not math.isfinite(reward):
+                raise UserError(f"reward {reward} of a candidate that did not fail: the ledger takes finite rewards")
+            state, value = (TrialState.COMPLETE if fidelity == FULL else TrialState.PRUNED), float(reward)
+        trial = optuna.create_trial(
+            state=state,
+            value=value,
+            params=dict(zip(self._distributions, scheme.kept, strict=True)),
+            distributions=self._distributions,
+            user_attrs={
+                **scheme.to_dict(),
+                "protocol": self.protocol,
+                "fidelity": fidelity,
+                "reward": None if reward is None else _pack_number(reward),
+                "measurement": _pack(measurement),
+            },
+        )
+        # Optuna's timeline then shows how long the candidate took.
+        assert trial.datetime_complete is not None
+        trial.datetime_start = trial.datetime_complete - timedelta(seconds=_total(measurement))
+        return trial
+
+    def _records(self) -> Iterator[FrozenTrial]:
+        """The study's trials that are records of ours (the dashboard can add trials of its own)."""
+        for trial in self.study.get_trials(deepcopy=False):
+            if trial.state.is_finished() and trial.user_attrs.get("protocol") == self.protocol:
+                yield trial
+
+    def frame(self) -> pd.DataFrame:
+        """One row per record, in the order of arrival.
+
+        Columns: number, state, fidelity, the reward given when it was recorded, loss, accuracy, kl, seconds
+        in total, ``costs.*``, ``fractions.*``, ``metrics.*``, ``kept.<group>`` and error.
+        """
+        import pandas as pd
+
+        rows = []
+        for record in self._records():
+            m = _unpack(record.user_attrs["measurement"])
+            reward = record.user_attrs["reward"]
+            row: dict[str, Any] = {
+                "number": record.number,
+                "state": record.state.name,
+                "fidelity": record.user_attrs["fidelity"],
+                "reward": math.nan if reward is None else float(reward),
+                "loss": m.loss,
+                "accuracy": m.accuracy,
+                "kl": m.kl,
+                "seconds": _total(m),
+            }
+            for field in ("costs", "fractions", "metrics"):
+                row |= {f"{field}.{name}": number for name, number in getattr(m, field).items()}
+            row |= {f"kept.{name}": record.params[name] for name in self._distributions}
+            rows.append(row | {"error": m.error})
+        if rows:
+            return pd.DataFrame(rows)
+        columns = ["number", "state", "fidelity", "reward", "loss", "accuracy", "kl", "seconds"]
+        return pd.DataFrame(columns=[*columns, *(f"kept.{name}" for name in self._distributions), "error"])
+
+
+def _parameter(group: Counted | str) -> tuple[str, BaseDistribution]:
+    from optuna.distributions import IntDistribution
+
+    if isinstance(group, str):
+        return group, IntDistribution(1, 2**31 - 1)
+    return group.name, IntDistribution(group.counts[0], group.counts[-1])
+
+
+def _storage(storage: Path | str | None) -> BaseStorage:
+    from optuna.storages import InMemoryStorage, RDBStorage
+
+    if storage is None:
+        return InMemoryStorage()
+    if isinstance(storage, Path) or "://" not in storage:
+        return open_journal(Path(storage))
+    try:
+        return RDBStorage(storage)
+    except Exception as error:
+        shown = re.sub(r"(://[^/@:]*:)[^/@]*@", r"\1***@", storage)  # a password is not for the log
+        reason = str(error).replace(storage, shown).splitlines()[0]
+        raise UserError(f"ledger {shown!r} cannot be opened: {reason}") from error
+
+
+def _study(storage: BaseStorage, name: str) -> Study:
+    import optuna
+
+    # Not create_study(load_if_exists=True), which adds a line to the journal every time it is opened.
+    if name in optuna.get_all_study_names(storage):
+        return optuna.load_study(study_name=name, storage=storage)
+    return optuna.create_study(storage=storage, study_name=name, direction="maximize")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Optuna announces every new study; only its warnings are of interest here."""
+    import optuna
+
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(max(before, optuna.logging.WARNING))
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
+def _key(record: FrozenTrial) -> tuple[Scheme, str]:
+    return Scheme.from_dict(record.user_attrs), record.user_attrs["fidelity"]
+
+
+def _total(measurement: Measurement) -> float:
+    total = float(measurement.seconds.get("total", 0.0))
+    return total if math.isfinite(total) else 0.0
+
+
+def _pack_number(number: float) -> float | str:
+    """JSON has no NaN and no infinity: they are written as "nan", "inf" and "-inf"."""
+    number = float(number)
+    return number if math.isfinite(number) else str(number)
+
+
+def _pack(measurement: Measurement) -> dict[str, Any]:
+    record = measurement.to_dict()
+    for field, value in record.items():
+        if isinstance(value, Mapping):
+            record[field] = {name: _pack_number(number) for name, number in value.items()}
+        elif isinstance(value, float):
+            record[field] = _pack_number(value)
+    return record
+
+
+def _unpack(record: Mapping[str, Any]) -> Measurement:
+    values: dict[str, Any] = {}
+    for field, value in record.items():
+        if isinstance(value, Mapping):
+            values[field] = {name: float(number) for name, number in value.items()}
+        else:
+            values[field] = value if field == "error" or value is None else float(value)
+    return Measurement.from_dict(values)

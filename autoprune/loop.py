@@ -1,0 +1,211 @@
+"""The loop between a searcher, the ledger and whoever measures.
+
+    while schemes := loop.ask():
+        loop.tell((scheme, evaluate(scheme)) for scheme in schemes)
+
+Resume is a cache hit: the searcher is started anew and what the ledger knows is answered at once. So that
+a replay decides as the first time, everything here depends on the proposals, in their order, and on recorded
+measurements; never on the clock, on the order of arrival or on the number of workers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass
+
+from autoprune.budget import Budget
+from autoprune.errors import UserError
+from autoprune.ledger import Ledger
+from autoprune.reward import Reward, score
+from autoprune.scheme import Scheme
+from autoprune.trial import Measurement, Trial
+
+IDLE_BATCHES = 50  # a searcher that repeats itself this often has nothing left to say
+
+
+@dataclass(frozen=True)
+class Stop:
+    """When a search ends; whichever rule holds first, after any trial.
+
+    ``trials`` are distinct schemes. ``timeout`` counts the seconds the trials took when they were measured,
+    summed over workers. ``target`` is a reward that an affordable trial must reach. ``callback(trial, loop)``
+    is called after every trial, in a replay too, and ends the search by returning True.
+    """
+
+    trials: int | None = None
+    timeout: float | None = None
+    target: float | None = None
+    callback: Callable[[Trial, Loop], bool] | None = None
+
+    def __post_init__(self) -> None:
+        if self.trials is not None and self.trials < 1:
+            raise UserError(f"trials = {self.trials}: a search needs at least one")
+        if self.timeout is not None and not self.timeout > 0:
+            raise UserError(f"timeout = {self.timeout}: must be positive seconds")
+        if self.target is not None and math.isnan(self.target):
+            raise UserError("target = nan: must be a reward")
+
+
+class Loop:
+    """Asks a searcher for batches, has what is new in them measured, and tells it the trials.
+
+    Trials are admitted in proposal order as soon as all before them are known, and each is held against the
+    stop rules. ``trials`` is therefore always a beginning of the searcher's proposals.
+    """
+
+    def __init__(
+        self,
+        searcher: Generator[list[Scheme], list[Trial], None],
+        budget: Budget,
+        reward: Reward,
+        ledger: Ledger,
+        stop: Stop,
+    ) -> None:
+        self.budget = budget
+        self.ledger = ledger
+        self.stop = stop
+        self._searcher = searcher
+        self._reward = reward
+        self._trials: dict[Scheme, Trial] = {}
+        self._batch: list[Scheme] = []
+        self._position = 0  # proposals of the batch that are admitted
+        self._started = False
+        self._idle = 0
+        self._best: Trial | None = None
+        self._feasible = 0
+        self._seconds = 0.0
+        self._reason: str | None = None
+
+    @property
+    def trials(self) -> list[Trial]:
+        """Distinct trials in the order of their proposal."""
+        return list(self._trials.values())
+
+    @property
+    def best(self) -> Trial | None:
+        """The first of the trials with the highest reward that did not fail and that the budget allows."""
+        return self._best
+
+    @property
+    def feasible(self) -> int:
+        """How many trials did not fail and are affordable."""
+        return self._feasible
+
+    @property
+    def seconds(self) -> float:
+        """What the trials cost when they were measured, summed over workers."""
+        return self._seconds
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more will be asked."""
+        return self._reason is not None
+
+    @property
+    def reason(self) -> str | None:
+        """Why the search ended, in words; None while it goes on."""
+        return self._reason
+
+    def ask(self) -> list[Scheme]:
+        """The schemes to measure next: distinct, and not in the ledger. Empty when the search is finished.
+
+        Asked again before everything was told, it names what is still missing.
+        """
+        while True:
+            self._admit()
+            if self.finished:
+                return []
+            missing = self._missing()
+            if missing:
+                return missing
+            self._next_batch()
+
+    def tell(self, results: Iterable[tuple[Scheme, Measurement]]) -> None:
+        """Record measurements as they arrive, in any order, until every scheme asked for has one.
+
+        Whatever was recorded before an interruption stays. Results that arrive after a stop rule was met are
+        recorded all the same, but they are no trials of this search; none has to arrive.
+        """
+        for scheme, measurement in results:
+            if scheme not in self._batch:
+                raise UserError(f"scheme {scheme.kept} was not asked for: tell only what ask() returned")
+            self._record(scheme, measurement)
+            self._admit()
+        missing = [] if self.finished else self._missing()
+        if missing:
+            raise UserError(f"{len(missing)} schemes asked for have no result, the first is {missing[0].kept}")
+
+    def _record(self, scheme: Scheme, measurement: Measurement) -> None:
+        try:
+            reward = score(self._reward, measurement)
+        except UserError:
+            # The measurement was expensive and is sound: the next attempt finds it and needs only a better reward.
+            self.ledger.append(scheme, measurement, None)
+            raise
+        self.ledger.append(scheme, measurement, reward)
+
+    def _missing(self) -> list[Scheme]:
+        """What must be measured of the batch: not what lies beyond the last trial allowed."""
+        new = list(dict.fromkeys(scheme for scheme in self._batch if scheme not in self._trials))
+        room = len(new) if self.stop.trials is None else self.stop.trials - len(self._trials)
+        return [scheme for scheme in new[:room] if self.ledger.find(scheme) is None]
+
+    def _admit(self) -> None:
+        """Turn proposals into trials, in order, as far as they are measured and no stop rule holds."""
+        while not self.finished and self._position < len(self._batch):
+            scheme = self._batch[self._position]
+            if scheme not in self._trials:
+                measurement = self.ledger.find(scheme)
+                if measurement is None:
+                    return
+                self._add(Trial(scheme, measurement, score(self._reward, measurement)))
+            self._position += 1
+
+    def _add(self, trial: Trial) -> None:
+        self._trials[trial.scheme] = trial
+        self._seconds += trial.measurement.seconds.get("total", 0.0)
+        if not trial.failed and self.budget.allows(trial.scheme):
+            self._feasible += 1
+            if self._best is None or trial.reward > self._best.reward:
+                self._best = trial
+        reason = self._stopped_by(trial)
+        if reason is not None:
+            self._finish(reason)
+
+    def _stopped_by(self, trial: Trial) -> str | None:
+        stop = self.stop
+        if stop.callback is not None and stop.callback(trial, self):
+            return "the callback ended the search"
+        if stop.target is not None and self._best is not None and self._best.reward >= stop.target:
+            return f"the target reward {stop.target:g} was reached ({self._best.reward:g})"
+        if stop.trials is not None and len(self._trials) >= stop.trials:
+            return f"{stop.trials} trials were made"
+        if stop.timeout is not None and self._seconds >= stop.timeout:
+            return f"the trials took {self._seconds:.0f} s (timeout {stop.timeout:g} s)"
+        return None
+
+    def _next_batch(self) -> None:
+        """Tell the searcher the trials of its batch and take its next one."""
+        try:
+            if self._started:
+                batch = self._searcher.send([self._trials[scheme] for scheme in self._batch])
+            else:
+                self._started = True
+                batch = next(self._searcher)
+        except StopIteration:
+            self._finish("the searcher has nothing more to propose")
+            return
+        except BaseException:
+            self._reason = "the searcher failed"
+            raise
+        for scheme in batch:
+            self.budget.space.check(scheme)
+        self._batch, self._position = list(batch), 0
+        self._idle = 0 if any(scheme not in self._trials for scheme in batch) else self._idle + 1
+        if self._idle == IDLE_BATCHES:
+            self._finish(f"the searcher proposed nothing new in {IDLE_BATCHES} batches")
+
+    def _finish(self, reason: str) -> None:
+        self._reason = reason
+        self._searcher.close()
