@@ -1,0 +1,1 @@
+"""Definitions of what may be pruned, one way of finding it per file."""
