@@ -1,0 +1,1 @@
+"""autoprune searches for pruning schemes of PyTorch networks."""

@@ -1,0 +1,96 @@
+"""Costs of a scheme, from the space alone: multiply-adds and parameters.
+
+Convention: one multiply-add of a convolution or linear layer is 1 MAC, counted per sample. Bias, batch
+norm, activation, pooling and the products inside attention are free. Parameters are everything in
+``model.parameters()``, shared tensors once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoprune.errors import UserError
+from autoprune.scheme import Scheme
+from autoprune.space import SearchSpace
+
+Cost = Callable[[Scheme], float]
+
+
+class TensorSizes:
+    """Entries of every tensor as a function of the kept counts.
+
+    A tensor shrinks along at most two axes; the length of a cut axis is affine in the counts:
+    length = rest + sum over groups of covered_g * kept_g / width_g.
+    """
+
+    def __init__(self, space: SearchSpace, tensors: tuple[str, ...]) -> None:
+        rows: dict[tuple[str, int], int] = {}
+        slope: list[NDArray[np.float64]] = [np.zeros(len(space))]  # row 0: an axis of length one
+        rest: list[float] = [1.0]
+        wanted = set(tensors)
+        for g, group in enumerate(space.groups):
+            for piece in group.slices:
+                if piece.path not in wanted:
+                    continue
+                row = rows.setdefault((piece.path, piece.axis), len(rest))
+                if row == len(rest):
+                    slope.append(np.zeros(len(space)))
+                    rest.append(float(space.shapes[piece.path][piece.axis]))
+                covered = len(np.unique(piece.positions))
+                slope[row][g] += covered / group.width
+                rest[row] -= covered
+        self._slope = np.array(slope)
+        self._rest = np.array(rest)
+        self._constant = np.ones(len(tensors))
+        self._rows = np.zeros((2, len(tensors)), dtype=np.int64)
+        for t, path in enumerate(tensors):
+            cut = [axis for axis in range(len(space.shapes[path])) if (path, axis) in rows]
+            if len(cut) > 2:
+                raise ValueError(f"{path} is cut along {len(cut)} axes; at most two are supported")
+            for slot, axis in enumerate(cut):
+                self._rows[slot, t] = rows[path, axis]
+            uncut = [n for axis, n in enumerate(space.shapes[path]) if axis not in cut]
+            self._constant[t] = np.prod(uncut, dtype=np.float64)
+
+    def __call__(self, scheme: Scheme) -> NDArray[np.float64]:
+        """Entries per tensor, in the order the tensors were named."""
+        lengths = self._rest + self._slope @ np.asarray(scheme.kept, dtype=np.float64)
+        entries: NDArray[np.float64] = np.rint(self._constant * lengths[self._rows[0]] * lengths[self._rows[1]])
+        return entries
+
+
+def _weighted(scheme: Scheme, sizes: TensorSizes, weights: NDArray[np.float64]) -> float:
+    return float(sizes(scheme) @ weights)
+
+
+def macs(space: SearchSpace) -> Cost:
+    """Multiply-adds of convolution and linear layers for one sample."""
+    sizes = TensorSizes(space, tuple(layer.weight for layer in space.layers))
+    return partial(_weighted, sizes=sizes, weights=np.array([layer.positions for layer in space.layers], np.float64))
+
+
+def params(space: SearchSpace) -> Cost:
+    """Entries of all parameters."""
+    return partial(_weighted, sizes=TensorSizes(space, tuple(space.shapes)), weights=np.ones(len(space.shapes)))
+
+
+COSTS: Mapping[str, Callable[[SearchSpace], Cost]] = {"macs": macs, "params": params}
+
+
+def costs(space: SearchSpace, names: tuple[str, ...] = tuple(COSTS)) -> dict[str, Cost]:
+    """The named cost functions, bound to a space."""
+    for name in names:
+        if name not in COSTS:
+            raise UserError(f"cost {name!r} is unknown: use one of {', '.join(COSTS)}")
+    return {name: COSTS[name](space) for name in names}
+
+
+def layer_shares(space: SearchSpace) -> dict[str, float]:
+    """Share of the dense MACs per layer."""
+    entries = TensorSizes(space, tuple(layer.weight for layer in space.layers))(space.dense)
+    work = entries * np.array([layer.positions for layer in space.layers])
+    return {layer.name: float(w / work.sum()) for layer, w in zip(space.layers, work, strict=True)}

@@ -1,0 +1,67 @@
+"""What was observed of a scheme, and what it was worth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from autoprune.scheme import Scheme
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What the evaluator saw. Expensive, so it is stored; rewards are recomputed from it.
+
+    ``loss`` is the mean validation loss, ``kl`` the mean divergence KL(dense || candidate) of the
+    class probabilities, ``accuracy`` a fraction in [0, 1]; each is NaN where the task has no such
+    thing. ``costs`` are absolute, ``fractions`` relative to the dense model. ``seconds`` are per phase.
+    ``metrics`` is what a user's own ``evaluate`` returned. A candidate that failed carries its reason in
+    ``error`` and no numbers.
+    """
+
+    loss: float = math.nan
+    accuracy: float = math.nan
+    kl: float = math.nan
+    costs: Mapping[str, float] = field(default_factory=dict)
+    fractions: Mapping[str, float] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    error: str | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether the candidate produced no usable numbers."""
+        return self.error is not None
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready record (NaN becomes None); the inverse of :meth:`from_dict`."""
+        record = asdict(self)
+        for name in ("loss", "accuracy", "kl"):
+            if math.isnan(record[name]):
+                record[name] = None
+        return record
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Measurement:
+        """Read a record of :meth:`to_dict`."""
+        values = dict(record)
+        for name in ("loss", "accuracy", "kl"):
+            if values.get(name) is None:
+                values[name] = math.nan
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A scheme with its measurement and its reward; the reward of a failed candidate is -inf."""
+
+    scheme: Scheme
+    measurement: Measurement
+    reward: float
+
+    @property
+    def failed(self) -> bool:
+        """Whether the candidate produced no usable numbers."""
+        return self.measurement.failed
