@@ -1,0 +1,157 @@
+'''Search algorithms, one per file, each a generator that reads like its paper.
+
+A searcher proposes schemes and learns what they were worth. It is a generator function: ``yield`` asks
+for a batch of schemes to be measured, and the value that comes back from ``yield`` are their trials, in
+the order proposed. ``return`` says that nothing is left to try; a searcher may also go on for ever, the
+loop stops it. Between two yields its state is local variables, so it reads from top to bottom:
+
+    def climb(
+        space: SearchSpace, budget: Budget, *, seed: int, hints: Hints, batch: int = 8, spread: float = 0.1
+    ) -> Proposals:
+        """Draws around the best scheme so far; ``spread`` is the deviation of the kept rates."""
+        rng = np.random.default_rng(seed)
+        best = None
+        centre = np.ones(len(space))
+        while True:
+            noise = rng.normal(0, spread, (batch, len(space)))
+            trials = yield [budget.fit(np.clip(centre + n, 0.05, 1)) for n in noise]
+            for trial in trials:
+                if not trial.failed and (best is None or trial.reward > best.reward):
+                    best, centre = trial, space.rates(trial.scheme)
+
+Run it with ``autoprune search --searcher mylab.climbing:climb --set spread=0.2``, or pass the function.
+
+The rules, all of them tested for every searcher listed in ``SEARCHERS``:
+
+- The same arguments and the same answers give the same proposals: randomness comes from a generator made
+  from ``seed``. A run is resumed by replaying it, so no searcher saves or loads anything.
+- A proposal is legal in ``space``, and a batch holds at most ``batch`` schemes. ``budget`` turns rates into
+  affordable schemes (``fit``, ``spend``, ``cut``, ``ceiling``); nothing is drawn until it fits.
+- A higher reward is better. A failed trial has reward -inf and ``failed`` set, and teaches nothing; a whole
+  batch may fail.
+- ``hints`` is what is known before measuring: unit scores and start schemes, either of which may be missing.
+- Options follow as keyword arguments with a type and a default, explained in the docstring.
+- Models, data and torch are out of reach: a searcher sees schemes and numbers.
+'''
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import pkgutil
+import types
+import typing
+from collections.abc import Callable, Generator, Iterable, Mapping
+from importlib.metadata import entry_points
+from typing import Any
+
+from autoprune.errors import UserError
+from autoprune.scheme import Scheme
+from autoprune.trial import Trial
+
+Proposals = Generator[list[Scheme], list[Trial], None]
+Searcher = Callable[..., Proposals]
+"""``(space, budget, *, seed, hints, batch, **options) -> Proposals``."""
+
+SEARCHERS: Mapping[str, str] = {
+    "uniform": "autoprune.searchers.uniform:uniform",
+    "random": "autoprune.searchers.random_rates:random_rates",
+    "netadapt": "autoprune.searchers.netadapt:netadapt",
+    "swap": "autoprune.searchers.swap:swap",
+}
+ENTRY_POINTS = "autoprune.searchers"
+GIVEN = ("space", "budget", "seed", "hints", "batch")
+"""Arguments that every searcher receives from the loop; all others are its options."""
+TRUTH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+
+
+def find(searcher: str | Searcher) -> Searcher:
+    """A searcher by its name, by ``package.module:function``, or the function itself.
+
+    Names are those of ``SEARCHERS`` and of installed packages that announce theirs under the entry point
+    group ``autoprune.searchers``; a built-in name wins. Naming a function imports its module.
+    """
+    if not isinstance(searcher, str):
+        return searcher
+    if searcher in SEARCHERS:
+        return _resolve(SEARCHERS[searcher])
+    if ":" in searcher:
+        return _resolve(searcher)
+    announced = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
+    if searcher in announced:
+        return _resolve(announced[searcher])
+    known = [*SEARCHERS, *announced]
+    raise UserError(
+        f"searcher {searcher!r} is unknown{_suggestion(searcher, known)}: use one of {', '.join(known)}, "
+        "or name your own as package.module:function"
+    )
+
+
+def options(searcher: Searcher) -> dict[str, inspect.Parameter]:
+    """What ``--set`` may change about a searcher, with types and defaults."""
+    try:
+        parameters = inspect.signature(searcher, eval_str=True).parameters
+    except NameError as error:
+        raise UserError(f"the annotations of searcher {_name(searcher)} cannot be read: {error}") from error
+    return {
+        name: parameter
+        for name, parameter in parameters.items()
+        if name not in GIVEN and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    }
+
+
+def configure(searcher: Searcher, settings: Mapping[str, str]) -> Searcher:
+    """The searcher with options given as text, each read as the type it is annotated with."""
+    known = options(searcher)
+    values = {}
+    for name, text in settings.items():
+        if name not in known:
+            listed = f"its options are {', '.join(known)}" if known else "it has no options"
+            raise UserError(f"searcher {_name(searcher)} has no option {name!r}{_suggestion(name, known)}: {listed}")
+        values[name] = _read(name, text, known[name])
+    return functools.partial(searcher, **values)
+
+
+def _resolve(place: str) -> Searcher:
+    try:
+        found = pkgutil.resolve_name(place)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"searcher {place!r} cannot be loaded ({error}): write package.module:function of an importable module"
+        ) from error
+    if not callable(found):
+        raise UserError(f"searcher {place!r} is a {type(found).__name__}, not a function")
+    return typing.cast(Searcher, found)
+
+
+def _read(name: str, text: str, parameter: inspect.Parameter) -> Any:
+    """One value; an option without annotation has the type of its default."""
+    kind = type(parameter.default) if parameter.annotation is parameter.empty else parameter.annotation
+    kinds = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+    if types.NoneType in kinds and text.lower() == "none":
+        return None
+    if bool in kinds and text.lower() in TRUTH:
+        return TRUTH[text.lower()]
+    for number in (int, float):
+        if number in kinds:
+            try:
+                return number(text)
+            except ValueError:
+                continue
+    if str in kinds:
+        return text
+    words = {bool: "true or false", int: "a whole number", float: "a number", types.NoneType: "none"}
+    expected = " or ".join(words.get(k, getattr(k, "__name__", str(k))) for k in kinds)
+    raise UserError(f"option {name}={text!r}: expected {expected}")
+
+
+def _name(searcher: Searcher) -> str:
+    while isinstance(searcher, functools.partial):
+        searcher = searcher.func
+    return getattr(searcher, "__name__", type(searcher).__name__)
+
+
+def _suggestion(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

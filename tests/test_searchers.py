@@ -1,0 +1,521 @@
+"""The contract of searchers, for every one that is listed, and what each of them promises beyond it."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import EntryPoint
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import toy
+from autoprune import searchers
+from autoprune.budget import Budget
+from autoprune.errors import UserError
+from autoprune.hints import Hints
+from autoprune.scheme import Scheme
+from autoprune.searchers import SEARCHERS, Proposals, configure, find, options
+from autoprune.searchers.ranking import per_load, ranking
+from autoprune.space import Group, SearchSpace
+from autoprune.trial import Trial
+
+EVERY = pytest.mark.parametrize("name", SEARCHERS)
+SAMPLERS = ("uniform", "random", "swap")  # all they propose is affordable; netadapt descends to the budget
+TRIALS = 60
+
+SPACES = {
+    "chain": toy.chain((8, 16, 12), pixels=(64, 16, 4)),
+    "single group": toy.chain((12,)),
+    "units and sums": toy.mixed(),
+    "coarse counts": toy.chain((16, 16, 16), step=8),
+    "two counts": toy.chain((2, 2), step=1),
+}
+BUDGETS = ("macs=60%", "macs=60%,params=50%", "smallest", "everything")
+EVERYWHERE = [pytest.param(space, text, id=f"{key}, {text}") for key, space in SPACES.items() for text in BUDGETS]
+
+
+def capped(space: SearchSpace, text: str) -> Budget:
+    """A budget in words: a text of the command line, or one of the two extremes."""
+    if text == "everything":
+        return Budget.parse("macs=100%", space)
+    if text == "smallest":
+        smallest, _ = Budget.parse("macs=100%", space).reachable()["macs"]
+        return Budget.parse(f"macs={smallest}", space)
+    return Budget.parse(text, space)
+
+
+def start(
+    name: str, space: SearchSpace, budget: Budget, seed: int = 0, batch: int = 8, hinted: bool = True
+) -> Proposals:
+    hints = toy.unit_scores(space) if hinted else Hints()
+    return find(name)(space, budget, seed=seed, hints=hints, batch=batch)
+
+
+def kept_by(trials: list[Trial]) -> list[tuple[int, ...]]:
+    return [trial.scheme.kept for trial in trials]
+
+
+# --- the contract ---
+
+
+@EVERY
+@pytest.mark.parametrize("hinted", [True, False])
+def test_the_same_seed_gives_the_same_proposals(name: str, hinted: bool) -> None:
+    space = SPACES["chain"]
+    budget, reward = capped(space, "macs=60%"), toy.landscape(space, 1)
+    runs = [toy.play(start(name, space, budget, 5, hinted=hinted), reward, TRIALS) for _ in range(2)]
+    assert kept_by(runs[0]) == kept_by(runs[1])
+
+
+@EVERY
+@pytest.mark.parametrize(("space", "text"), EVERYWHERE)
+def test_proposals_are_legal_come_in_batches_and_one_of_them_is_affordable(
+    name: str, space: SearchSpace, text: str
+) -> None:
+    budget, reward = capped(space, text), toy.landscape(space, 0)
+    proposals = start(name, space, budget, batch=3)
+    answers: list[Trial] | None = None
+    told: list[Trial] = []
+    while len(told) < TRIALS or not any(budget.allows(trial.scheme) for trial in told):
+        try:
+            schemes = next(proposals) if answers is None else proposals.send(answers)
+        except StopIteration:
+            break
+        assert 1 <= len(schemes) <= 3
+        for scheme in schemes:
+            space.check(scheme)
+        answers = [toy.answer(scheme, reward) for scheme in schemes]
+        told += answers
+    proposals.close()
+    assert any(budget.allows(trial.scheme) for trial in told)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize(("space", "text"), EVERYWHERE)
+def test_samplers_propose_only_what_is_affordable(name: str, space: SearchSpace, text: str) -> None:
+    budget = capped(space, text)
+    told = toy.play(start(name, space, budget), toy.landscape(space, 0), TRIALS)
+    assert all(budget.allows(trial.scheme) for trial in told)
+
+
+@EVERY
+@pytest.mark.parametrize("rule", ["all", "every other", "the first ten", "the dense one"])
+@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
+def test_failed_trials_do_not_stop_a_search_from_proposing_something_affordable(
+    name: str, space: SearchSpace, rule: str
+) -> None:
+    budget, worth, count = capped(space, "macs=60%"), toy.landscape(space, 0), itertools.count()
+
+    def reward(scheme: Scheme) -> float:
+        at = next(count)
+        fails = {
+            "all": True,
+            "every other": at % 2 == 0,
+            "the first ten": at < 10,
+            "the dense one": scheme == space.dense,
+        }
+        return -math.inf if fails[rule] else worth(scheme)
+
+    told = toy.play(start(name, space, budget), reward, 400)
+    assert any(budget.allows(trial.scheme) for trial in told)
+
+
+@EVERY
+@pytest.mark.parametrize(
+    "reward", [lambda _: 0.0, lambda _: 1e300, lambda scheme: -1e9 / scheme.kept[0]], ids=["flat", "huge", "steep"]
+)
+def test_odd_rewards_are_survived(name: str, reward: Callable[[Scheme], float]) -> None:
+    space = SPACES["chain"]
+    budget = capped(space, "macs=60%")
+    told = toy.play(start(name, space, budget), reward, TRIALS)
+    assert any(budget.allows(trial.scheme) for trial in told)
+
+
+@EVERY
+def test_a_searcher_can_be_closed_at_any_time(name: str) -> None:
+    space = SPACES["chain"]
+    proposals = start(name, space, capped(space, "macs=60%"))
+    proposals.close()
+    proposals = start(name, space, capped(space, "macs=60%"))
+    next(proposals)
+    proposals.close()
+    with pytest.raises(StopIteration):
+        next(proposals)
+
+
+@EVERY
+def test_an_unreachable_budget_is_refused_before_anything_is_proposed(name: str) -> None:
+    space = SPACES["chain"]
+    with pytest.raises(UserError, match="cannot be reached"):
+        next(start(name, space, Budget.parse("macs=0.1%", space)))
+
+
+@pytest.mark.parametrize("name", ["random", "swap"])
+def test_another_seed_gives_other_proposals(name: str) -> None:
+    space = SPACES["chain"]
+    budget, reward = capped(space, "macs=60%"), toy.landscape(space, 1)
+    one, other = (toy.play(start(name, space, budget, seed), reward, TRIALS) for seed in (0, 1))
+    assert kept_by(one) != kept_by(other)
+
+
+@pytest.mark.parametrize("name", ["netadapt", "swap"])
+def test_what_is_told_decides_what_is_asked_next(name: str) -> None:
+    space = SPACES["chain"]
+    budget = capped(space, "macs=60%")
+    one, other = (toy.play(start(name, space, budget), toy.landscape(space, seed), TRIALS) for seed in (1, 2))
+    assert kept_by(one) != kept_by(other)
+
+
+def test_no_searcher_needs_torch() -> None:
+    modules = [place.partition(":")[0] for place in SEARCHERS.values()]
+    code = f"import sys, {', '.join(modules)}; print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"
+
+
+# --- uniform and random ---
+
+
+def test_uniform_is_one_scheme_of_equal_rates() -> None:
+    space = toy.chain((100, 200, 100))
+    told = toy.play(start("uniform", space, capped(space, "macs=30%")), toy.landscape(space, 0), 100)
+    assert len(told) == 1
+    rates = space.rates(told[0].scheme)
+    assert rates == pytest.approx(np.full(3, rates.mean()), abs=0.011)
+
+
+def test_random_rates_lie_within_the_stated_proportions() -> None:
+    space = toy.chain((100,) * 6)
+    searcher = partial(find("random"), low=0.5, high=0.6)
+    told = toy.play(searcher(space, capped(space, "macs=30%"), seed=0, hints=Hints()), lambda _: 0.0, 40)
+    for trial in told:
+        rates = space.rates(trial.scheme)
+        assert rates.max() / rates.min() <= 0.6 / 0.5 * 1.05
+    assert len({trial.scheme for trial in told}) == len(told)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.9, 0.2), (0.2, 1.5), (math.nan, 1.0)])
+def test_random_refuses_a_range_that_is_none(low: float, high: float) -> None:
+    space = SPACES["chain"]
+    with pytest.raises(UserError, match="0 < low <= high <= 1"):
+        next(find("random")(space, capped(space, "macs=60%"), seed=0, hints=Hints(), low=low, high=high))
+
+
+# --- netadapt ---
+
+
+def test_netadapt_begins_with_every_groups_mildest_cut_of_the_first_step() -> None:
+    space = toy.chain((30, 30, 30, 30))
+    budget = capped(space, "macs=50%")
+    told = toy.play(start("netadapt", space, budget, batch=4), toy.landscape(space, 0), 5)
+    step = 0.025 * budget.load(space.dense)
+    assert told[0].scheme == space.dense
+    assert [trial.scheme for trial in told[1:]] == [budget.cut(space.dense, g, step) for g in range(4)]
+
+
+def test_netadapt_adopts_the_least_loss_of_reward_per_load_removed() -> None:
+    space = toy.chain((30, 4, 30), pixels=(16, 16, 16))
+    budget = capped(space, "macs=50%")
+    dense = budget.load(space.dense)
+
+    def reward(scheme: Scheme) -> float:
+        return -float((np.array([1.0, 0.8, 3.0]) * (1 - space.rates(scheme))).sum())
+
+    def second_round(cost_aware: bool) -> tuple[Scheme, list[Trial]]:
+        searcher = partial(find("netadapt"), cost_aware=cost_aware)
+        told = toy.play(searcher(space, budget, seed=0, hints=Hints(), batch=3), reward, 7)
+        adopted = [
+            trial
+            for trial in told[1:4]
+            if all(
+                sum(a != b for a, b in zip(trial.scheme.kept, child.scheme.kept, strict=True)) == 1
+                for child in told[4:7]
+            )
+        ]
+        return adopted[0].scheme, told[1:4]
+
+    adopted, first = second_round(cost_aware=True)
+    prices = [-trial.reward / (dense - budget.load(trial.scheme)) for trial in first]
+    assert adopted == first[int(np.argmin(prices))].scheme
+    by_reward, first = second_round(cost_aware=False)
+    assert by_reward == max(first, key=lambda trial: trial.reward).scheme
+    assert by_reward != adopted
+
+
+@pytest.mark.parametrize("text", ["macs=70%", "macs=40%", "macs=10%", "macs=40%,params=30%"])
+def test_netadapt_ends_with_schemes_that_use_the_budget_up(text: str) -> None:
+    space = toy.chain((20, 30, 40, 20), pixels=(64, 16, 16, 4))
+    budget = capped(space, text)
+    told = toy.play(start("netadapt", space, budget), toy.landscape(space, 0), 10**6)
+    last = told[-1].scheme
+    assert budget.allows(last)
+    for g, group in enumerate(space.groups):
+        larger = [count for count in group.counts if count > last.kept[g]][:1]
+        assert not any(budget.allows(last.replace(g, count)) for count in larger)
+
+
+def test_netadapt_goes_beyond_what_its_geometric_series_can_remove_in_steps_that_count() -> None:
+    initial, decay, floor, left = 0.01, 0.9, 0.005, 0.05
+    assert initial / (1 - decay) < 1 - left
+    space = toy.chain((400, 400, 400))
+    budget = capped(space, f"macs={left:%}")
+    searcher = partial(find("netadapt"), initial=initial, decay=decay, floor=floor)
+    told = toy.play(searcher(space, budget, seed=0, hints=Hints()), toy.landscape(space, 0), 10**6)
+    assert budget.allows(told[-1].scheme)
+    assert len(told) <= 1 + len(space) * (1 - left) / floor
+
+
+def test_the_last_step_of_netadapt_goes_to_the_budget_and_not_below() -> None:
+    space = toy.chain((30, 30, 30))
+    budget, reward = capped(space, "macs=50%"), toy.landscape(space, 0)
+    searcher = partial(find("netadapt"), initial=0.3, cost_aware=False)
+    told = toy.play(searcher(space, budget, seed=0, hints=Hints(), batch=3), reward, 100)
+    parent = max(told[1:4], key=lambda trial: trial.reward).scheme
+    over = budget.load(parent) - 1
+    assert 0 < over < 0.3 * 0.96 * budget.load(space.dense)
+    cuts = [budget.cut(parent, g, over) for g in range(3)]
+    assert {trial.scheme for trial in told[4:]} == {budget.spend(cut) for cut in cuts if cut is not None}
+
+
+def test_netadapt_projects_what_it_has_when_a_whole_round_fails() -> None:
+    space = SPACES["chain"]
+    budget = capped(space, "macs=60%")
+    told = toy.play(start("netadapt", space, budget), lambda scheme: 0.0 if scheme == space.dense else -math.inf, 100)
+    assert len(told) == 1 + len(space) + 1
+    assert told[-1].scheme == budget.fit(np.ones(len(space)))
+
+
+def test_netadapt_finishes_when_no_single_group_can_lower_the_load() -> None:
+    space = SearchSpace(tuple(Group(name, 8, (), tuple(range(1, 9))) for name in "ab"), (), {})
+    functions = {"first": lambda scheme: float(scheme.kept[0]), "second": lambda scheme: float(scheme.kept[1])}
+    budget = Budget.parse("first=50%,second=50%", space, functions)
+    told = toy.play(start("netadapt", space, budget, hinted=False), lambda _: 0.0, 100)
+    assert [trial.scheme.kept for trial in told] == [(8, 8), (4, 4)]
+
+
+@pytest.mark.parametrize("wrong", [{"initial": 0.0}, {"decay": 1.5}, {"floor": 0.5}, {"floor": 0.0}])
+def test_netadapt_refuses_steps_that_lead_nowhere(wrong: dict[str, float]) -> None:
+    space = SPACES["chain"]
+    with pytest.raises(UserError, match="must satisfy"):
+        next(find("netadapt")(space, capped(space, "macs=60%"), seed=0, hints=Hints(), **wrong))
+
+
+# --- ranking and swap ---
+
+
+def test_the_ranking_keeps_the_best_units_of_all_groups() -> None:
+    space = toy.chain((10, 10), inputs=10, classes=10)
+    budget = Budget(space, {"channels": 12}, {"channels": lambda scheme: float(sum(scheme.kept))})
+    scores = (np.arange(10.0), np.arange(10.0) + 4)
+    best = sorted(np.concatenate(scores))[-12:]
+    expected = tuple(int((group >= best[0]).sum()) for group in scores)
+    kept = ranking(space, budget, scores).kept
+    assert sum(kept) == 12
+    assert all(abs(count - wanted) <= 1 for count, wanted in zip(kept, expected, strict=True))  # 7 and 7 tie
+
+
+@pytest.mark.parametrize(("space", "text"), EVERYWHERE)
+def test_the_ranking_is_legal_and_affordable_everywhere(space: SearchSpace, text: str) -> None:
+    budget = capped(space, text)
+    for seed in range(5):
+        scores = toy.unit_scores(space, seed).scores
+        for scheme in (ranking(space, budget, scores), ranking(space, budget, per_load(space, budget, scores))):
+            space.check(scheme)
+            assert budget.allows(scheme)
+
+
+def test_scores_per_load_favour_units_that_cost_little() -> None:
+    space = toy.chain((10, 10, 10), pixels=(100, 10, 1))
+    scores = tuple(np.ones(10) for _ in space.groups)
+    first, second, third = per_load(space, capped(space, "macs=50%"), scores)
+    assert first.max() < second.min() <= second.max() < third.min()
+
+
+def test_swap_tries_everything_believed_in_before_it_moves() -> None:
+    space = SPACES["chain"]
+    budget, scores = capped(space, "macs=60%"), toy.unit_scores(space).scores
+    believed = budget.fit([0.1, 0.9, 0.5])
+    too_large = space.dense
+    hints = Hints(scores, (believed, too_large))
+    first = next(find("swap")(space, budget, seed=0, hints=hints, batch=8))
+    assert first[0] == budget.fit(np.ones(3))
+    assert {ranking(space, budget, scores), believed, budget.fit(np.ones(3))} <= set(first)
+    assert all(budget.allows(scheme) for scheme in first)
+
+
+def test_swap_refuses_a_start_of_another_space() -> None:
+    space = SPACES["chain"]
+    with pytest.raises(UserError, match="the search space 3"):
+        next(find("swap")(space, capped(space, "macs=60%"), seed=0, hints=Hints(starts=(Scheme((1,)),))))
+
+
+def test_swap_never_repeats_itself_and_ends_when_it_knows_its_surroundings() -> None:
+    space = toy.chain((5, 5, 5))
+    told = toy.play(start("swap", space, capped(space, "macs=60%")), toy.landscape(space, 0), 125)
+    assert 8 < len({trial.scheme for trial in told}) == len(told) < 5**3
+
+
+def test_every_child_of_swap_uses_the_budget_up() -> None:
+    space = toy.resnet(blocks=3)
+    budget = capped(space, "macs=50%")
+    for trial in toy.play(start("swap", space, budget), toy.landscape(space, 0), 100):
+        for g, group in enumerate(space.groups):
+            larger = [count for count in group.counts if count > trial.scheme.kept[g]][:1]
+            assert not any(budget.allows(trial.scheme.replace(g, count)) for count in larger)
+
+
+@pytest.mark.parametrize("wrong", [{"step": 0.0}, {"step": 1.5}, {"swaps": 0}, {"screen": 0}])
+def test_swap_refuses_options_without_meaning(wrong: dict[str, float]) -> None:
+    space = SPACES["chain"]
+    with pytest.raises(UserError, match="swap: "):
+        next(find("swap")(space, capped(space, "macs=60%"), seed=0, hints=Hints(), **wrong))
+
+
+@functools.cache
+def best_of_200(name: str, seed: int, **settings: int) -> float:
+    """The reward below the dense network's on the inner widths of a ResNet-56 at half of its MACs."""
+    space = toy.resnet()
+    reward = toy.landscape(space, seed)
+    proposals = find(name)(space, Budget.parse("macs=50%", space), seed=seed, hints=Hints(), **settings)
+    return reward(space.dense) - max(trial.reward for trial in toy.play(proposals, reward, 200))
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_swap_loses_a_quarter_less_than_random_rates_within_200_trials(seed: int) -> None:
+    assert best_of_200("swap", seed) < 0.75 * best_of_200("random", seed)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_screening_spares_swap_trials(seed: int) -> None:
+    assert best_of_200("swap", seed) < best_of_200("swap", seed, screen=1)
+
+
+# --- names and settings ---
+
+
+def own(  # type: ignore[no-untyped-def]
+    space: SearchSpace,
+    budget: Budget,
+    *,
+    seed: int,
+    hints: Hints,
+    batch: int = 8,
+    spread: float = 0.1,
+    rounds: int = 3,
+    elitist: bool = True,
+    rule: str = "best",
+    limit: int | None = None,
+    bare=2.5,
+) -> Proposals:
+    yield [space.dense]
+
+
+def test_a_searcher_is_found_by_name_by_place_or_as_itself() -> None:
+    for name, place in SEARCHERS.items():
+        assert find(name) is find(place)
+    assert find(own) is own
+
+
+def test_an_installed_package_announces_a_searcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = [
+        EntryPoint("climb", SEARCHERS["random"], searchers.ENTRY_POINTS),
+        EntryPoint("swap", SEARCHERS["uniform"], searchers.ENTRY_POINTS),
+    ]
+    monkeypatch.setattr(searchers, "entry_points", lambda group: points if group == searchers.ENTRY_POINTS else [])
+    assert find("climb") is find("random")
+    assert find("swap") is find(SEARCHERS["swap"])
+    with pytest.raises(UserError, match="did you mean 'climb'"):
+        find("climbs")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("swapp", r"'swapp' is unknown \(did you mean 'swap'\?\): use one of uniform, random, netadapt, swap"),
+        ("no.such.module:searcher", "cannot be loaded .*write package.module:function"),
+        ("autoprune.searchers.swap:nothing", "cannot be loaded"),
+        ("autoprune.searchers.swap:WIDEST", "is a float, not a function"),
+        ("not a module:x", "cannot be loaded"),
+    ],
+)
+def test_a_searcher_that_cannot_be_found_is_refused(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        find(name)
+
+
+@EVERY
+def test_every_option_has_a_type_a_default_and_a_word_in_the_docstring(name: str) -> None:
+    for option, parameter in options(find(name)).items():
+        assert parameter.annotation in {int, float, bool, str}
+        assert isinstance(parameter.default, parameter.annotation)
+        assert f"``{option}" in (find(name).__doc__ or "")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ({"spread": "0.2"}, 0.2),
+        ({"spread": "1"}, 1.0),
+        ({"rounds": "7"}, 7),
+        ({"elitist": "false"}, False),
+        ({"elitist": "Yes"}, True),
+        ({"rule": "worst"}, "worst"),
+        ({"limit": "none"}, None),
+        ({"limit": "12"}, 12),
+        ({"bare": "3"}, 3.0),
+    ],
+)
+def test_settings_are_read_as_the_annotations_say(text: dict[str, str], value: object) -> None:
+    configured = configure(own, text)
+    assert isinstance(configured, partial)
+    (read,) = configured.keywords.values()
+    assert read == value
+    assert type(read) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ({"spred": "1"}, "own has no option 'spred' (did you mean 'spread'?): its options are spread, rounds"),
+        ({"seed": "1"}, "own has no option 'seed'"),
+        ({"rounds": "1.5"}, "option rounds='1.5': expected a whole number"),
+        ({"spread": "much"}, "option spread='much': expected a number"),
+        ({"elitist": "maybe"}, "option elitist='maybe': expected true or false"),
+        ({"limit": "few"}, "option limit='few': expected a whole number or none"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(text: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        configure(own, text)
+
+
+def test_a_searcher_without_options_says_so() -> None:
+    with pytest.raises(UserError, match="it has no options"):
+        configure(find("uniform"), {"step": "1"})
+
+
+def test_settings_reach_the_search_and_can_be_added_to() -> None:
+    space = SPACES["chain"]
+    configured = configure(configure(find("random"), {"low": "1.0"}), {"high": "1.0"})
+    schemes = next(configured(space, capped(space, "macs=60%"), seed=0, hints=Hints(), batch=4))
+    assert set(schemes) == {capped(space, "macs=60%").fit(np.ones(3))}
+
+
+def test_the_searcher_in_the_concept_page_runs() -> None:
+    page = searchers.__doc__ or ""
+    code = page[page.index("    def climb(") : page.index("Run it with")]
+    names = SimpleNamespace(np=np, SearchSpace=SearchSpace, Budget=Budget, Hints=Hints, Proposals=Proposals)
+    exec("\n".join(line[4:] for line in code.splitlines()), vars(names))
+    space = SPACES["chain"]
+    budget, reward = capped(space, "macs=60%"), toy.landscape(space, 0)
+    told = toy.play(names.climb(space, budget, seed=0, hints=Hints()), reward, TRIALS)
+    assert all(budget.allows(trial.scheme) for trial in told)
+    assert max(trial.reward for trial in told) > told[0].reward
