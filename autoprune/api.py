@@ -1,0 +1,282 @@
+"""From a trained model and a budget to a pruning scheme: :func:`search`.
+
+It is a client of the small parts (`trace`, `Budget`, `Evaluator`, `Ledger`, `Loop`), which can be used by hand
+just as well:
+
+    loop = Loop(searcher, budget, reward, ledger, Stop(trials=100))
+    while schemes := loop.ask():
+        loop.tell((scheme, evaluator(scheme)) for scheme in schemes)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from autoprune import data, models, outcome, recover, searchers
+from autoprune import reward as rewards
+from autoprune.budget import Budget
+from autoprune.claim import claim
+from autoprune.criteria import Criterion
+from autoprune.errors import UserError
+from autoprune.evaluate import CRITERION, RECOVERY, Evaluate, Evaluator
+from autoprune.exporters import scheme_file
+from autoprune.forward import Example, call, logits, to
+from autoprune.hints import Hints
+from autoprune.ledger import Ledger
+from autoprune.loop import Loop, Stop
+from autoprune.pruned import save_pruned
+from autoprune.recover import Recovery
+from autoprune.reward import Reward
+from autoprune.run import LEDGER, ROOT, Run, make_folder, new_name, prepare, surroundings
+from autoprune.scheme import Scheme
+from autoprune.searchers import Searcher
+from autoprune.space import SearchSpace
+from autoprune.statistics import evaluating
+from autoprune.trial import Measurement, Trial
+
+SEARCHER = "swap"
+TRIALS = 100
+AGREEMENT = 1e-4  # of the dense loss: how far a candidate with nothing cut may be from the dense network
+
+Listener = Callable[[str, Mapping[str, Any]], None]
+
+
+def trace(model: nn.Module, example: Example, **options: Any) -> SearchSpace:
+    """The search space of any network; see :func:`autoprune.search_spaces.traced.trace`."""
+    space: SearchSpace = resolve_name("autoprune.search_spaces.traced:trace")(model, example, **options)
+    return space
+
+
+def search(
+    model: nn.Module,
+    example: Example,
+    calibration: Any,
+    validation: Any,
+    *,
+    budget: str | Sequence[str] | Budget,
+    searcher: str | Searcher = SEARCHER,
+    options: Mapping[str, Any] | None = None,
+    criterion: str | Criterion = CRITERION,
+    recovery: str | Recovery = RECOVERY,
+    reward: str | Reward = rewards.DEFAULT,
+    evaluate: Evaluate | None = None,
+    test: Any = None,
+    trials: int | None = TRIALS,
+    timeout: float | None = None,
+    target: float | None = None,
+    seed: int = 0,
+    batch: int = 8,
+    device: str = "cpu",
+    space: SearchSpace | None = None,
+    start: Sequence[Scheme] = (),
+    run: str | None = None,
+    root: Path | str = ROOT,
+    name: str | None = None,
+    source: Mapping[str, Any] | None = None,
+    listener: Listener | None = None,
+) -> Run:
+    """Search the kept channels of every layer of ``model`` under ``budget``.
+
+    ``example`` is an input of ``model``; ``calibration`` and ``validation`` are loaders, lists of
+    (input, label) batches, data sets or (inputs, labels) tensors, and must not share images. ``test``,
+    if given (such data, or a function that returns it), is looked at once, at the end. ``budget`` caps what
+    is kept: ``"macs=50%"``, ``"params=1.2M"``, several in a list.
+
+    ``searcher``, ``criterion``, ``recovery`` and ``reward`` are built-in names, ``package.module:function``
+    or functions; ``options`` go to the searcher. ``evaluate(model) -> {name: number}`` replaces the
+    classification measures; without a ``loss`` among its answers a ``reward`` has to be chosen.
+    ``trials``, ``timeout`` (seconds of measuring) and ``target`` (a reward) stop the search. ``start`` are
+    schemes to begin from. ``name`` and ``source`` (how to load the network again) are written down.
+
+    Everything goes to ``root/run``. The same name and request continue a run: what was measured is not
+    measured again, and a larger ``trials`` extends it. ``model`` is left as it is. Ctrl-C ends the search
+    with the best so far. ``listener(event, facts)`` is told "traced", "budget", "dense", "uniform", "trial",
+    "done".
+    """
+    tell = listener or (lambda event, facts: None)
+    if evaluate is not None and test is not None:
+        raise UserError(
+            "test is for class labels: with an evaluate function, measure run.model on the test data yourself"
+        )
+    classes = None if evaluate is not None else _classes(model, example)
+    calibration = data.batches(calibration, "calibration", classes, labels=evaluate is None)
+    validation = data.batches(validation, "validation", classes, labels=evaluate is None)
+    space = trace(model, example) if space is None else space
+    if not len(space):
+        reasons = "; ".join(f"{left.name}: {left.reason}" for left in space.left_out[:3])
+        raise UserError(f"nothing in this network can be pruned ({reasons}); see `autoprune groups`")
+    tell("traced", {"space": space})
+    caps = budget if isinstance(budget, Budget) else Budget.parse(budget, space)
+    uniform = _uniform(caps)
+    tell("budget", {"budget": caps, "uniform": uniform})
+    find = searchers.find(searcher)
+    score = rewards.find(reward)
+    evaluator = Evaluator(
+        model,
+        space,
+        calibration,
+        validation,
+        criterion=criterion,
+        recovery=recovery,
+        evaluate=evaluate,
+        device=device,
+        seed=seed,
+        identity={
+            "model": models.digest(model),
+            "calibration_data": data.fingerprint(calibration),
+            "validation_data": data.fingerprint(validation),
+        },
+    )
+    shown = name or type(model).__name__
+    request = {
+        **evaluator.protocol,
+        "budget": {cost: round(cap, 6) for cost, cap in caps.caps.items()},
+        "searcher": searcher if isinstance(searcher, str) else _reference(searcher),
+        "options": {key: str(value) for key, value in (options or {}).items()},
+        "batch": batch,
+        "start": [list(scheme.kept) for scheme in start],
+    }
+    config = {
+        "name": shown,
+        "request": request,
+        "fingerprint": evaluator.fingerprint,
+        "groups": [group.name for group in space.groups],
+        "reward": reward if isinstance(reward, str) else _reference(reward),
+        "source": dict(source or {}),
+        "stop": {"trials": trials, "timeout": timeout, "target": target},
+        **surroundings(),
+    }
+    folder = make_folder(root, run or new_name(root, shown, "-".join(caps.caps)))
+    with claim(folder):
+        prepare(folder, config)
+        ledger = Ledger(folder / LEDGER, evaluator.fingerprint, space.groups)
+        _check_dense(evaluator)
+        tell("dense", {"measurement": evaluator.dense})
+        baseline = _baseline(evaluator, uniform, score, ledger)
+        tell("uniform", {"trial": baseline})
+        hints = Hints(evaluator.hints().scores, tuple(start))
+        proposals = partial(find, **(options or {}))(space, caps, seed=seed, hints=hints, batch=batch)
+        stop = Stop(trials, timeout, target, lambda trial, loop: bool(tell("trial", {"trial": trial, "loop": loop})))
+        loop = Loop(proposals, caps, score, ledger, stop)
+        interrupted = _drive(loop, evaluator)
+        best = max((t for t in (baseline, loop.best) if t is not None and not t.failed), key=_reward, default=None)
+        if best is None:
+            raise UserError(
+                f"no candidate could be measured: {baseline.measurement.error}; see the run's ledger in {folder}"
+            )
+        ended = "interrupted; the same command continues" if interrupted else loop.reason
+        result = outcome.write(evaluator, folder, config, best, baseline, loop, ended, example, test)
+    tell("done", {"run": result})
+    return result
+
+
+def apply(
+    model: nn.Module,
+    space: SearchSpace,
+    scheme: Scheme,
+    calibration: Any,
+    folder: Path,
+    *,
+    criterion: str | Criterion = CRITERION,
+    recovery: str | Recovery = RECOVERY,
+) -> dict[str, Any]:
+    """Prune ``model`` by ``scheme`` and save network and scheme in ``folder``; its costs are returned.
+
+    ``calibration`` may be empty where criterion and recovery need no data.
+    """
+    batches = data.batches(calibration, "calibration", labels=False) if calibration else []
+    evaluator = Evaluator(model, space, batches, [], criterion=criterion, recovery=recovery)
+    exact = outcome.with_indices(evaluator, scheme)
+    absolute = {name: cost(scheme) for name, cost in evaluator.costs.items()}
+    fractions = {name: value / evaluator.costs[name](space.dense) for name, value in absolute.items()}
+    folder = make_folder(folder.parent, folder.name)
+    facts = {"model": {"digest": models.digest(model)}, "costs": {"kept": absolute}}
+    save_pruned(evaluator.candidate(exact), folder, scheme_file.export(exact, space, facts=facts))
+    return {"costs": absolute, "fractions": fractions}
+
+
+def _reward(trial: Trial) -> float:
+    return trial.reward
+
+
+def _drive(loop: Loop, evaluator: Evaluator) -> bool:
+    """Run the loop to its end; whether Ctrl-C ended it."""
+
+    def measured(schemes: Sequence[Scheme]) -> Iterator[tuple[Scheme, Measurement]]:
+        for scheme in schemes:
+            yield scheme, evaluator(scheme)
+            if loop.finished:
+                return
+
+    try:
+        while schemes := loop.ask():
+            loop.tell(measured(schemes))
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
+def _classes(model: nn.Module, example: Example) -> int | None:
+    """The number of classes that the network tells apart."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    try:
+        with torch.no_grad(), evaluating(model):
+            answer = logits(call(model, to(example, device)))
+    except Exception as error:
+        line = next(iter(str(error).strip().splitlines()), "")
+        raise UserError(
+            f"{type(model).__name__} cannot run on the example input ({type(error).__name__}: {line}): "
+            "give an input that model(example) accepts"
+        ) from error
+    if answer.dim() != 2:
+        raise UserError(
+            f"the network's output has shape {tuple(answer.shape)}, which is not (batch, classes): "
+            "pass evaluate(model) -> {'loss': …} for a task of its own"
+        )
+    return int(answer.shape[1])
+
+
+def _uniform(budget: Budget) -> Scheme:
+    """Equal rates in all groups; refuses a budget out of reach."""
+    return budget.fit(np.ones(len(budget.space)))
+
+
+def _check_dense(evaluator: Evaluator) -> None:
+    """A candidate with nothing cut and nothing repaired must be the dense network."""
+    dense = evaluator.dense
+    if dense.failed:
+        raise UserError(f"the dense network cannot be measured: {dense.error}; check the data and its normalisation")
+    whole = evaluator(evaluator.space.dense, recovery=recover.none)
+    if whole.failed:
+        raise UserError(f"a candidate with nothing cut fails: {whole.error}")
+    for name, value in (("loss", dense.loss), ("accuracy", dense.accuracy)):
+        other = getattr(whole, name)
+        if math.isfinite(value) and abs(other - value) > AGREEMENT * max(1.0, abs(value)):
+            raise UserError(
+                f"a candidate with nothing cut has {name} {other:.6g}, the dense network {value:.6g}: "
+                "the network's forward pass is not repeatable, or it shares state that copies lose"
+            )
+
+
+def _baseline(evaluator: Evaluator, uniform: Scheme, reward: Reward, ledger: Ledger) -> Trial:
+    """The uniform scheme, measured like every candidate."""
+    measurement = ledger.find(uniform) or evaluator(uniform)
+    trial = Trial(uniform, measurement, rewards.score(reward, measurement))
+    ledger.append(uniform, measurement, trial.reward)
+    return trial
+
+
+def _reference(function: object) -> str:
+    """How a function is named in the record."""
+    if isinstance(function, partial):
+        return f"{_reference(function.func)} with {dict(function.keywords)}"
+    return f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', type(function).__name__)}"

@@ -1,0 +1,152 @@
+"""From the words of a command line to networks, data, spaces and schemes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autoprune.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from torch import nn
+
+    from autoprune.scheme import Scheme
+    from autoprune.space import SearchSpace
+
+
+def make_network(
+    spec: str, weights: str | None, num_classes: int | None, root: Path | None, console: Console | None
+) -> nn.Module:
+    """The model named on the command line; the embedded one is trained on first use."""
+    from autoprune import demo, models
+
+    if spec != "autoprune:digits" or weights is not None or root is None:
+        return models.load(spec, weights, num_classes)
+    if console is None or (root / demo.WEIGHTS).is_file():
+        return demo.digits(root)
+    from rich.progress import Progress
+
+    with Progress(console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("training the digits network", total=demo.EPOCHS)
+        return demo.digits(root, lambda epoch, epochs, loss: bar.update(task, completed=epoch))
+
+
+def image_counts(data: str, calibration: int | None, validation: int | None) -> tuple[int, int]:
+    """Images for calibration and validation; the digits are too few for the usual number."""
+    from autoprune import demo
+
+    usual = demo.IMAGES if data == "digits" else 2048
+    return calibration or usual, validation or usual
+
+
+def load_splits(
+    spec: str, images: tuple[int, int], seed: int, mean: str | None, std: str | None, input_size: int | None
+) -> Any:
+    """The data set, with ``images`` for calibration and validation."""
+    from autoprune import data
+
+    return data.load(spec, *images, seed, _numbers("--mean", mean), _numbers("--std", std), input_size)
+
+
+def _numbers(option: str, text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"{option} {text!r}: write one number per channel, such as 0.485,0.456,0.406") from None
+
+
+def make_example(model: str, text: str | None) -> Any:
+    """A random input of the shape given, or of the family's usual one."""
+    import torch
+
+    usual = {"autoprune:digits": "1x8x8", "autoprune:resnet": "3x32x32"}
+    shape = text or next((size for prefix, size in usual.items() if model.startswith(prefix)), "3x224x224")
+    try:
+        sizes = [int(part) for part in shape.split("x")]
+    except ValueError:
+        raise UserError(f"--input {shape!r}: write the shape of one input, such as 3x224x224") from None
+    if min(sizes) < 1:
+        raise UserError(f"--input {shape!r}: every size is at least 1")
+    return torch.randn(1, *sizes, generator=torch.Generator().manual_seed(0))
+
+
+def make_space(
+    network: nn.Module,
+    example: Any,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
+    round_to: Sequence[str] | None = None,
+    rates: Sequence[str] | None = None,
+    tie: Sequence[str] | None = None,
+) -> SearchSpace:
+    """The traced space, narrowed as the options say."""
+    from pkgutil import resolve_name
+
+    from autoprune import api
+
+    space = api.trace(network, example)
+    define = resolve_name("autoprune.search_spaces.named:define")
+    narrowed: SearchSpace = define(
+        space,
+        include=include or ("*",),
+        exclude=exclude or (),
+        round_to=round_to or (),
+        rates=rates or (),
+        ties=tie or (),
+    )
+    return narrowed
+
+
+def read_settings(searcher: Any, settings: Sequence[str] | None) -> dict[str, Any]:
+    """``--set KEY=VALUE`` as typed options."""
+    from autoprune import searchers
+
+    pairs = {}
+    for item in settings or []:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise UserError(f"--set {item!r}: write KEY=VALUE")
+        pairs[key.strip()] = value.strip()
+    configured: Any = searchers.configure(searcher, pairs)
+    return dict(configured.keywords)
+
+
+def read_scheme(path: str, space: SearchSpace) -> Scheme:
+    """The scheme in a .json or .csv file, checked against the space."""
+    from autoprune.exporters import read
+
+    return read(Path(path), space)
+
+
+def find_origin(
+    source: str, model: str | None, weights: str | None, num_classes: int | None, shape: str | None, allow_code: bool
+) -> tuple[Path, nn.Module, SearchSpace]:
+    """The scheme file, network and space behind a run or a file."""
+    from autoprune.run import SCHEME, Run
+
+    if Path(source).is_file():
+        if model is None:
+            raise UserError(f"{source}: name the network it was made for with --model")
+        network = make_network(model, weights, num_classes, None, None)
+        return Path(source), network, make_space(network, make_example(model, shape))
+    run = Run.open(source)
+    path = run.folder / SCHEME
+    if not path.is_file():
+        raise UserError(f"run {run.name} has no {SCHEME} yet: let it finish first")
+    known = run.config.get("source") or {}
+    spec = model or known.get("model")
+    if spec is None:
+        raise UserError(f"run {run.name} does not say which network it pruned: name it with --model")
+    family = spec.partition(":")[0]
+    if model is None and family not in ("autoprune", "torchvision", "timm") and not allow_code:
+        raise UserError(f"run {run.name} names {spec!r}, which is code: say --allow-code to import it, or give --model")
+    network = make_network(
+        spec, weights or known.get("weights"), num_classes or known.get("num_classes"), run.folder.parent, None
+    )
+    shape = shape or "x".join(str(n) for n in known.get("input", [])) or None
+    named = [known.get(key) for key in ("include", "exclude", "round_to", "rates", "tie")]
+    return path, network, make_space(network, make_example(spec, shape), *named)

@@ -1,0 +1,399 @@
+"""The command line: ``autoprune search``, ``groups``, ``apply``, ``export``, ``show``, ``runs``."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from autoprune import arguments
+from autoprune.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from autoprune.run import Run
+
+app = typer.Typer(
+    help="Find how many channels every layer of a trained network keeps, under a budget.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Model = Annotated[str, typer.Option(help="autoprune:NAME, torchvision:NAME, timm:NAME or package.module:factory")]
+Weights = Annotated[str | None, typer.Option(help="state dict, .pt or .safetensors, or a torchvision weights name")]
+Classes = Annotated[
+    int | None, typer.Option("--num-classes", help="classes of the network, where the factory takes it")
+]
+Input = Annotated[str | None, typer.Option("--input", help="shape of one input, such as 3x224x224")]
+Data = Annotated[str, typer.Option(help="digits, imagefolder:PATH, cifar10:PATH or package.module:function")]
+Calibration = Annotated[int | None, typer.Option(help="training images for statistics and repair [2048]")]
+Validation = Annotated[int | None, typer.Option(help="training images that candidates are scored on [2048]")]
+DataSeed = Annotated[int, typer.Option(help="which images these are")]
+Mean = Annotated[str | None, typer.Option(help="input mean per channel, comma-separated")]
+Std = Annotated[str | None, typer.Option(help="input deviation per channel, comma-separated")]
+InputSize = Annotated[int | None, typer.Option(help="resize the shorter side and cut the middle square")]
+Include = Annotated[list[str] | None, typer.Option(help="only groups that match this glob; repeatable")]
+Exclude = Annotated[list[str] | None, typer.Option(help="never groups that match this glob; repeatable")]
+RoundTo = Annotated[list[str] | None, typer.Option(help="keep multiples: 8, or PATTERN=16; repeatable")]
+Rates = Annotated[list[str] | None, typer.Option(help="range of kept rates: PATTERN=0.25:1; repeatable")]
+Tie = Annotated[list[str] | None, typer.Option(help="cut two groups together: A,B; repeatable")]
+Criterion = Annotated[str, typer.Option(help="obs, taylor, l1, l2, bn_scale or package.module:function")]
+Recovery = Annotated[str, typer.Option(help="none, least_squares, recalibrate_bn, joined by +")]
+Root = Annotated[str, typer.Option(help="folder that holds the runs")]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
+Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
+
+
+@app.command()
+def search(
+    model: Model = "autoprune:digits",
+    data: Data = "digits",
+    budget: Annotated[
+        list[str] | None, typer.Option(help="cap on what is kept: macs=50%, macs=63M, params=1.2M [macs=50%]")
+    ] = None,
+    weights: Weights = None,
+    num_classes: Classes = None,
+    calibration: Calibration = None,
+    validation: Validation = None,
+    data_seed: DataSeed = 0,
+    mean: Mean = None,
+    std: Std = None,
+    input_size: InputSize = None,
+    searcher: Annotated[str, typer.Option(help="swap, netadapt, random, uniform or package.module:function")] = "swap",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="an option of the searcher: KEY=VALUE; repeatable")
+    ] = None,
+    criterion: Criterion = "obs",
+    recovery: Recovery = "least_squares+recalibrate_bn",
+    reward: Annotated[
+        str, typer.Option(help="neg_loss, neg_kl, accuracy, amc_err, amc_flops or package.module:function")
+    ] = "neg_loss",
+    trials: Annotated[int | None, typer.Option(help="distinct schemes to measure")] = 100,
+    timeout: Annotated[float | None, typer.Option(help="seconds of measuring")] = None,
+    target: Annotated[float | None, typer.Option(help="stop at this reward")] = None,
+    seed: Annotated[int, typer.Option(help="same seed, same result")] = 0,
+    batch: Annotated[int, typer.Option(help="schemes proposed at a time")] = 8,
+    device: Annotated[str, typer.Option(help="cpu, cuda, mps")] = "cpu",
+    run: Annotated[str | None, typer.Option(help="name of the run; an old name continues it")] = None,
+    root: Root = "runs",
+    include: Include = None,
+    exclude: Exclude = None,
+    round_to: RoundTo = None,
+    rates: Rates = None,
+    tie: Tie = None,
+    start: Annotated[list[str] | None, typer.Option(help="scheme file to start from; repeatable")] = None,
+    as_json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print nothing but the result's folder")] = False,
+    debug: Debug = False,
+) -> None:
+    """Search a pruning scheme and prune the network for real.
+
+    With no option at all: a small network on the bundled digits, at half of its multiply-adds.
+
+    Example: autoprune search --model torchvision:resnet18 --weights r18.pt --data imagefolder:photos --budget macs=50%
+    """
+    from rich.console import Console
+
+    from autoprune import api, searchers
+    from autoprune.progress import Watch
+
+    console = Console(stderr=as_json, quiet=quiet)
+    images = arguments.image_counts(data, calibration, validation)
+    network = arguments.make_network(model, weights, num_classes, Path(root), console)
+    splits = arguments.load_splits(data, images, data_seed, mean, std, input_size)
+    example = splits.validation[0][0][:1]
+    space = arguments.make_space(network, example, include, exclude, round_to, rates, tie)
+    chosen = arguments.read_settings(searchers.find(searcher), settings)
+    watch = Watch(console, trials, quiet or as_json)
+    try:
+        result = api.search(
+            network,
+            example,
+            splits.calibration,
+            splits.validation,
+            budget=budget or ["macs=50%"],
+            searcher=searcher,
+            options=chosen,
+            criterion=criterion,
+            recovery=recovery,
+            reward=reward,
+            test=splits.test,
+            trials=trials,
+            timeout=timeout,
+            target=target,
+            seed=seed,
+            batch=batch,
+            device=device,
+            space=space,
+            start=[arguments.read_scheme(path, space) for path in start or []],
+            run=run,
+            root=root,
+            name=model,
+            listener=watch,
+            source={
+                "model": model,
+                "weights": weights,
+                "num_classes": num_classes,
+                "input": list(example.shape[1:]),
+                "include": include,
+                "exclude": exclude,
+                "round_to": round_to,
+                "rates": rates,
+                "tie": tie,
+            },
+        )
+    finally:
+        watch.close()
+    if as_json:
+        print(json.dumps({"folder": str(result.folder), **result.summary}))
+    elif quiet:
+        print(result.folder)
+    else:
+        _tell_result(console, result)
+
+
+@app.command()
+def groups(
+    model: Annotated[str, typer.Argument(help="autoprune:NAME, torchvision:NAME, timm:NAME or package.module:factory")],
+    weights: Weights = None,
+    num_classes: Classes = None,
+    input: Input = None,  # noqa: A002 - the option's name
+    include: Include = None,
+    exclude: Exclude = None,
+    round_to: RoundTo = None,
+    rates: Rates = None,
+    tie: Tie = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List what may be pruned together, how much it weighs, and what stays whole and why.
+
+    Example: autoprune groups torchvision:resnet18
+    """
+    from rich.console import Console
+
+    from autoprune import report
+
+    console = Console()
+    network = arguments.make_network(model, weights, num_classes, None, console)
+    space = arguments.make_space(network, arguments.make_example(model, input), include, exclude, round_to, rates, tie)
+    if as_json:
+        print(
+            json.dumps(
+                {
+                    "groups": [
+                        {
+                            "name": g.name,
+                            "members": list(g.members),
+                            "width": g.width,
+                            "unit": g.unit,
+                            "counts": list(g.counts),
+                        }
+                        for g in space.groups
+                    ],
+                    "left_out": [{"name": item.name, "reason": item.reason} for item in space.left_out],
+                }
+            )
+        )
+        return
+    for table in report.groups(space):
+        console.print(table)
+
+
+@app.command()
+def apply(
+    scheme: Annotated[Path, typer.Argument(help="scheme file, .json or .csv")],
+    model: Model,
+    out: Annotated[Path, typer.Option(help="folder for pruned.safetensors and scheme.json")],
+    weights: Weights = None,
+    num_classes: Classes = None,
+    input: Input = None,  # noqa: A002 - the option's name
+    data: Annotated[
+        str | None, typer.Option(help="data to choose channels and repair with; without it l2 and no repair")
+    ] = None,
+    calibration: Calibration = None,
+    data_seed: DataSeed = 0,
+    mean: Mean = None,
+    std: Std = None,
+    input_size: InputSize = None,
+    criterion: Annotated[str | None, typer.Option(help="for a scheme without indices [obs with data, else l2]")] = None,
+    recovery: Annotated[str | None, typer.Option(help="[least_squares+recalibrate_bn with data, else none]")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Prune a network by a scheme file and save it.
+
+    Example: autoprune apply scheme.json --model torchvision:resnet18 --weights resnet18.pt --out pruned/
+    """
+    from autoprune import api
+
+    network = arguments.make_network(model, weights, num_classes, None, None)
+    batches = (
+        arguments.load_splits(data, (calibration or 2048, 1), data_seed, mean, std, input_size).calibration
+        if data
+        else []
+    )
+    example = batches[0][0][:1] if batches else arguments.make_example(model, input)
+    space = arguments.make_space(network, example)
+    wanted = arguments.read_scheme(str(scheme), space)
+    facts = api.apply(
+        network,
+        space,
+        wanted,
+        batches,
+        out,
+        criterion=criterion or ("obs" if batches else "l2"),
+        recovery=recovery or ("least_squares+recalibrate_bn" if batches else "none"),
+    )
+    if as_json:
+        print(json.dumps({"folder": str(out), **facts}))
+    else:
+        costs = ", ".join(
+            f"{name} {value:,.0f} ({facts['fractions'][name]:.1%})" for name, value in facts["costs"].items()
+        )
+        print(f"pruned network and scheme in {out}: {costs}")
+
+
+@app.command()
+def export(
+    source: Annotated[str, typer.Argument(help="a run (folder or name) or a scheme file")],
+    to: Annotated[str, typer.Option(help="json, csv, torch_pruning, torch_pruning_history or package.module:function")],
+    out: Annotated[Path | None, typer.Option(help="file to write [standard output]")] = None,
+    model: Annotated[str | None, typer.Option(help="the network, if the run does not say")] = None,
+    weights: Weights = None,
+    num_classes: Classes = None,
+    input: Input = None,  # noqa: A002 - the option's name
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="import the package.module:factory that the run names")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Write a scheme in another tool's form.
+
+    Example: autoprune export my-run --to csv
+    """
+    from autoprune import exporters
+
+    path, network, space = arguments.find_origin(source, model, weights, num_classes, input, allow_code)
+    text = exporters.text(to, arguments.read_scheme(str(path), space), space, network)
+    if out is None:
+        print(text, end="" if text.endswith("\n") else "\n")
+    else:
+        out.write_text(text, encoding="utf-8")
+        print(out)
+
+
+@app.command()
+def show(
+    run: Annotated[str, typer.Argument(help="folder or name of a run")],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show what a run found.
+
+    Example: autoprune show my-run
+    """
+    from rich.console import Console
+
+    from autoprune import report
+    from autoprune.run import Run
+
+    found = Run.open(run)
+    if as_json:
+        print(json.dumps({"folder": str(found.folder), "config": found.config, "summary": found.summary}))
+        return
+    console = Console()
+    summary = found.summary
+    if not summary:
+        console.print(f"run {found.name} has not finished: start it again with the same options and --run {found.name}")
+        return
+    console.print(report.comparison(summary["rows"]))
+    console.print(report.narrowed(found.config["groups"], summary["widths"], summary["kept"]))
+    request = found.config["request"]
+    console.print(
+        f"{found.config['name']} under {request['budget']}: "
+        f"{request['searcher']}, {request['criterion']}, {request['recovery']}; "
+        f"{summary['trials']} trials, {summary['feasible']} affordable, {summary['failed']} failed, "
+        f"{summary['seconds']:.0f} s of measuring; {summary['ended']}"
+    )
+
+
+@app.command()
+def runs(
+    root: Root = "runs",
+    remove: Annotated[list[str] | None, typer.Option(help="delete this run; repeatable")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List the runs with their disk use, or remove some.
+
+    Example: autoprune runs --remove my-run
+    """
+    from rich.console import Console
+
+    from autoprune import report
+    from autoprune import run as folders
+
+    for name in remove or []:
+        run = folders.Run.open(Path(root) / name)
+        if yes or typer.confirm(f"delete {run.folder} ({report.size(run.size)})?"):
+            run.remove()
+            print(f"removed {run.folder}", file=sys.stderr if as_json else sys.stdout)
+    found = folders.runs(root)
+    if as_json:
+        print(
+            json.dumps(
+                [{"name": r.name, "folder": str(r.folder), "bytes": r.size, "summary": r.summary} for r in found]
+            )
+        )
+    elif found:
+        Console().print(report.runs(found))
+    else:
+        print(f"no runs in {root}/")
+
+
+def _tell_result(console: Console, result: Run) -> None:
+    from autoprune import report
+
+    summary = result.summary
+    console.print(report.comparison(summary["rows"]))
+    console.print(
+        f"{summary['trials']} trials, {summary['feasible']} affordable, {summary['failed']} failed, "
+        f"{summary['seconds']:.0f} s of measuring; {summary['ended']}"
+    )
+    if summary["kept"] == summary["uniform"]:
+        console.print("nothing better than uniform rates was found: give it more --trials")
+    console.print(f"\n{result.folder}/ has scheme.json, pruned.safetensors, widths.svg and every measurement")
+    console.print(
+        f"next: autoprune show {result.folder}   autoprune export {result.folder} --to torch_pruning", soft_wrap=True
+    )
+
+
+def main() -> None:
+    """Entry point: one line per error, a traceback only with ``--debug``."""
+    debug = "--debug" in sys.argv
+    warnings.filterwarnings("ignore", message="TF32 acceleration")  # torch speaks of hardware that nobody asked for
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    try:
+        app()
+    except UserError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if debug:
+            raise
+        line = (str(error).strip().splitlines() or [""])[0]
+        print(f"error: {type(error).__name__}: {line} (--debug shows where)", file=sys.stderr)
+        sys.exit(1)

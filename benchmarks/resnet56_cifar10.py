@@ -1,0 +1,79 @@
+"""ResNet-56 on CIFAR-10 (JPEG) at half of its multiply-adds, without fine-tuning.
+
+    AUTOPRUNE_DATA=... python benchmarks/resnet56_cifar10.py [--trials 200] [--searchers swap random] [--root FOLDER]
+
+Prints one table: the dense network, uniform widths under the proxies people use, and what each searcher finds in
+the same number of trials. Candidates are scored on 2,048 training images; the 10,000 test images are looked at
+once per row, after everything was chosen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from autoprune import api, data, models
+from autoprune.budget import Budget
+from autoprune.evaluate import RECOVERY, Evaluator
+from autoprune.trial import Measurement
+
+PROXIES = [("l1", "recalibrate_bn"), ("l1", RECOVERY), ("obs", "recalibrate_bn"), ("obs", RECOVERY)]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trials", type=int, default=200)
+    parser.add_argument("--searchers", nargs="*", default=["swap", "random"])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0])
+    parser.add_argument("--root", default=None, help="keep the runs here, and continue them")
+    given = parser.parse_args()
+    if "AUTOPRUNE_DATA" not in os.environ:
+        raise SystemExit("set AUTOPRUNE_DATA to the folder that holds the archives")
+    folder = Path(os.environ["AUTOPRUNE_DATA"])
+    splits = data.load(f"imagefolder:{folder / 'cifar10-jpeg.tar.xz'}")
+    network = models.load("autoprune:resnet56", folder / "resnet56-cifar10-jpeg.pt").eval()
+    assert splits.test is not None
+    test = list(splits.test())
+    example = torch.zeros(1, 3, 32, 32)
+    space = api.trace(network, example)
+    budget = Budget.parse("macs=50%", space)
+    uniform = budget.fit(np.ones(len(space)))
+
+    print("| widths | channels chosen by, repaired by | trials | MACs | validation loss | validation | test |")
+    print("|---|---|---|---|---|---|---|")
+    for number, (criterion, recovery) in enumerate(PROXIES):
+        evaluator = Evaluator(
+            network, space, splits.calibration, splits.validation, criterion=criterion, recovery=recovery
+        )
+        if number == 0:
+            row("dense", "–", 0, evaluator.dense, evaluator.observe(network, test).accuracy)
+        measured = evaluator(uniform)
+        seen = evaluator.observe(evaluator.candidate(uniform), test)
+        row("uniform", f"{criterion}, {recovery}", 1, measured, seen.accuracy)
+    root = given.root or tempfile.mkdtemp()
+    for searcher in given.searchers:
+        for seed in given.seeds:
+            run = api.search(
+                network, example, splits.calibration, splits.validation, test=test,
+                budget=budget, space=space, searcher=searcher, seed=seed, trials=given.trials,
+                root=root, run=f"resnet56-{searcher}-{seed}",
+            )  # fmt: skip
+            found = dict(run.summary["rows"]["found"])
+            measured = Measurement(found["loss"], found["accuracy"], fractions=found["fractions"])
+            row(f"{searcher}, seed {seed}", f"obs, {RECOVERY}", run.summary["trials"], measured, found["test_accuracy"])
+
+
+def row(widths: str, proxy: str, trials: int, measured: Measurement, test: float) -> None:
+    """One line of the table."""
+    cells = [widths, proxy, str(trials), f"{measured.fractions['macs']:.2%}", f"{measured.loss:.4f}"]
+    print("|", " | ".join([*cells, f"{measured.accuracy:.2%}", f"{test:.2%}"]), "|", flush=True)
+
+
+if __name__ == "__main__":
+    main()
