@@ -21,15 +21,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from autoprune import data, models, outcome, recover, searchers
+from autoprune import criteria, data, models, outcome, recover, searchers
 from autoprune import reward as rewards
 from autoprune.budget import Budget
 from autoprune.claim import claim
+from autoprune.cost import costs
 from autoprune.criteria import Criterion
 from autoprune.errors import UserError
 from autoprune.evaluate import CRITERION, RECOVERY, Evaluate, Evaluator
 from autoprune.exporters import scheme_file
-from autoprune.forward import Example, call, logits, to
+from autoprune.forward import Example, call, evaluating, logits, to
 from autoprune.hints import Hints
 from autoprune.ledger import Ledger
 from autoprune.loop import Loop, Stop
@@ -39,8 +40,9 @@ from autoprune.reward import Reward
 from autoprune.run import LEDGER, ROOT, Run, make_folder, new_name, prepare, surroundings
 from autoprune.scheme import Scheme
 from autoprune.searchers import Searcher
+from autoprune.slicing import check_removed, choose, prune
 from autoprune.space import SearchSpace
-from autoprune.statistics import evaluating
+from autoprune.statistics import Statistics
 from autoprune.trial import Measurement, Trial
 
 SEARCHER = "swap"
@@ -183,25 +185,32 @@ def apply(
     model: nn.Module,
     space: SearchSpace,
     scheme: Scheme,
-    calibration: Any,
-    folder: Path,
+    folder: Path | str,
     *,
+    calibration: Any = None,
     criterion: str | Criterion = CRITERION,
     recovery: str | Recovery = RECOVERY,
-) -> dict[str, Any]:
-    """Prune ``model`` by ``scheme`` and save network and scheme in ``folder``; its costs are returned.
+) -> Run:
+    """Prune ``model`` by ``scheme`` and save the network and its scheme in ``folder``.
 
-    ``calibration`` may be empty where criterion and recovery need no data.
+    The scheme's own indices say which channels stay, else ``criterion`` does; ``recovery`` repairs the
+    network. ``calibration`` may be missing where neither needs data. The run that comes back has the
+    network, the scheme with its indices and, in its summary, the costs.
     """
-    batches = data.batches(calibration, "calibration", labels=False) if calibration else []
-    evaluator = Evaluator(model, space, batches, [], criterion=criterion, recovery=recovery)
-    exact = outcome.with_indices(evaluator, scheme)
-    absolute = {name: cost(scheme) for name, cost in evaluator.costs.items()}
-    fractions = {name: value / evaluator.costs[name](space.dense) for name, value in absolute.items()}
-    folder = make_folder(folder.parent, folder.name)
+    batches = [] if calibration is None else data.batches(calibration, "calibration", labels=False)
+    statistics = Statistics(model, space, batches)
+    scores = [] if scheme.indices is not None else criteria.scores(criteria.find(criterion), model, statistics)
+    kept = choose(space, scheme, scores)
+    candidate = prune(model, space, kept)
+    check_removed(candidate, space, scheme)
+    recover.find(recovery)(candidate, recover.Context(model, space, kept, statistics, batches))
+    absolute = {name: cost(scheme) for name, cost in costs(space).items()}
+    fractions = {name: absolute[name] / cost(space.dense) for name, cost in costs(space).items()}
+    exact = outcome.with_indices(scheme, kept)
+    folder = make_folder(Path(folder).parent, Path(folder).name)
     facts = {"model": {"digest": models.digest(model)}, "costs": {"kept": absolute}}
-    save_pruned(evaluator.candidate(exact), folder, scheme_file.export(exact, space, facts=facts))
-    return {"costs": absolute, "fractions": fractions}
+    save_pruned(candidate, folder, scheme_file.export(exact, space, facts=facts))
+    return Run(folder, {}, {"costs": absolute, "fractions": fractions}, exact, space, candidate.eval())
 
 
 def _reward(trial: Trial) -> float:

@@ -242,22 +242,21 @@ def apply(
     example = batches[0][0][:1] if batches else arguments.make_example(model, input)
     space = arguments.make_space(network, example)
     wanted = arguments.read_scheme(str(scheme), space)
-    facts = api.apply(
+    done = api.apply(
         network,
         space,
         wanted,
-        batches,
         out,
+        calibration=batches or None,
         criterion=criterion or ("obs" if batches else "l2"),
         recovery=recovery or ("least_squares+recalibrate_bn" if batches else "none"),
     )
     if as_json:
-        print(json.dumps({"folder": str(out), **facts}))
-    else:
-        costs = ", ".join(
-            f"{name} {value:,.0f} ({facts['fractions'][name]:.1%})" for name, value in facts["costs"].items()
-        )
-        print(f"pruned network and scheme in {out}: {costs}")
+        print(json.dumps({"folder": str(done.folder), **done.summary}))
+        return
+    fractions = done.summary["fractions"]
+    costs = ", ".join(f"{value:,.0f} {name} ({fractions[name]:.1%})" for name, value in done.summary["costs"].items())
+    print(f"{done.folder}/ has the pruned network and its scheme: {costs}")
 
 
 @app.command()

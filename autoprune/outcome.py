@@ -11,12 +11,12 @@ from torch import nn
 from autoprune import chart, data, latency
 from autoprune.evaluate import Evaluator
 from autoprune.exporters import scheme_file
-from autoprune.forward import Example, to
+from autoprune.forward import Example, evaluating, to
 from autoprune.loop import Loop
 from autoprune.pruned import save_pruned
 from autoprune.run import PICTURE, SUMMARY, Run, read_json, write_json
 from autoprune.scheme import Scheme
-from autoprune.statistics import evaluating
+from autoprune.slicing import Kept
 from autoprune.trial import Measurement, Trial
 
 SHOWN = ("accuracy", "loss", "kl", "costs", "fractions", "metrics")
@@ -36,7 +36,7 @@ def write(
 ) -> Run:
     """Prune for real, compare with the dense network and uniform rates, and write everything down."""
     space = evaluator.space
-    scheme = with_indices(evaluator, best.scheme)
+    scheme = with_indices(best.scheme, evaluator.kept(best.scheme))
     networks = {
         "dense": evaluator.model,
         "uniform": evaluator.candidate(uniform.scheme),
@@ -77,9 +77,8 @@ def write(
     return Run(folder, config, summary, scheme, space, networks["found"])
 
 
-def with_indices(evaluator: Evaluator, scheme: Scheme) -> Scheme:
-    """The scheme with the units that the evaluator keeps written out."""
-    kept = evaluator.kept(scheme)
+def with_indices(scheme: Scheme, kept: Kept) -> Scheme:
+    """The scheme with the kept units written out."""
     return Scheme(scheme.kept, scheme.granularity, tuple(tuple(int(unit) for unit in units) for units in kept))
 
 
