@@ -96,8 +96,8 @@ class Budget:
         wanted = np.maximum(wanted, 1e-6)
         self.check()
         low, high = 0.0, float(1 / wanted.min())
-        if self.allows(self.space.dense):
-            return self.space.dense
+        if self.allows(self.space.largest):
+            return self.space.largest
         while high - low > 1e-4 * high:
             middle = (low + high) / 2
             if self.allows(self._scaled(wanted, middle)):

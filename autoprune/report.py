@@ -65,12 +65,12 @@ def counts(group: Group) -> str:
     """Legal kept counts in few words."""
     steps = {b - a for a, b in zip(group.counts, group.counts[1:], strict=False)}
     if len(group.counts) == 1:
-        return str(group.width)
+        return str(group.counts[0])
     if len(steps) == 1:
         step = steps.pop()
-        return f"{group.counts[0]}–{group.width}" + (f" by {step}" if step > 1 else "")
+        return f"{group.counts[0]}–{group.counts[-1]}" + (f" by {step}" if step > 1 else "")
     return (
-        f"{group.counts[0]}, {group.counts[1]}, … {group.width}"
+        f"{group.counts[0]}, {group.counts[1]}, … {group.counts[-1]}"
         if len(group.counts) > 3
         else ", ".join(map(str, group.counts))
     )

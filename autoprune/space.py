@@ -48,9 +48,9 @@ class Group:
     """Channels that must be cut together.
 
     ``width`` counts the channels of the first slice, which belongs to the layer that produces them
-    and lends the group its name. ``counts`` are the legal numbers of kept channels, ascending, the
-    last one being ``width``. Channels leave in units of ``unit`` (1, or the number of convolution
-    groups when a grouped convolution takes part).
+    and lends the group its name. ``counts`` are the legal numbers of kept channels, ascending; the last
+    one is ``width`` unless somebody limited the group from above. Channels leave in units of ``unit``
+    (1, or the number of convolution groups when a grouped convolution takes part).
     """
 
     name: str
@@ -60,8 +60,8 @@ class Group:
     unit: int = 1
 
     def __post_init__(self) -> None:
-        if not self.counts or self.counts[-1] != self.width or list(self.counts) != sorted(set(self.counts)):
-            raise UserError(f"group {self.name}: counts must ascend and end at the width {self.width}")
+        if not self.counts or self.counts[-1] > self.width or list(self.counts) != sorted(set(self.counts)):
+            raise UserError(f"group {self.name}: counts must ascend and not exceed the width {self.width}")
         if self.counts[0] < 1 or any(count % self.unit for count in self.counts):
             raise UserError(f"group {self.name}: counts must be positive multiples of {self.unit}")
         for piece in self.slices:
@@ -150,13 +150,18 @@ class SearchSpace:
 
     @property
     def dense(self) -> Scheme:
-        """The scheme that cuts nothing."""
+        """The scheme that cuts nothing: the reference of every cost, and always legal."""
         return Scheme(tuple(group.width for group in self.groups), self.granularity)
 
     @property
     def smallest(self) -> Scheme:
         """The scheme that keeps the smallest legal count everywhere."""
         return Scheme(tuple(group.counts[0] for group in self.groups), self.granularity)
+
+    @property
+    def largest(self) -> Scheme:
+        """The scheme that keeps the largest legal count everywhere: the dense one, unless groups are limited."""
+        return Scheme(tuple(group.counts[-1] for group in self.groups), self.granularity)
 
     def floor(self, rates: Sequence[float] | Rates) -> Scheme:
         """The largest scheme that keeps at most ``rates`` (kept / width) of every group."""
@@ -168,12 +173,15 @@ class SearchSpace:
         return np.asarray(scheme.kept, dtype=np.float64) / self.widths
 
     def check(self, scheme: Scheme) -> None:
-        """Refuse a scheme that this space cannot have, naming the group that is wrong."""
+        """Refuse a scheme that this space cannot have, naming the group that is wrong.
+
+        A group may always keep its whole width, so the dense scheme passes in a limited space too.
+        """
         if len(scheme) != len(self):
             raise UserError(f"the scheme has {len(scheme)} groups, the search space {len(self)}")
         for position, (group, count) in enumerate(zip(self.groups, scheme.kept, strict=True)):
-            if count not in group.counts:
-                near = f"{group.counts[0]}..{group.width}" + (f" by {group.unit}" if group.unit > 1 else "")
+            if count not in group.counts and count != group.width:
+                near = f"{group.counts[0]}..{group.counts[-1]}" + (f" by {group.unit}" if group.unit > 1 else "")
                 raise UserError(f"group {group.name}: {count} kept channels is not a legal count ({near})")
             if scheme.indices is not None:
                 chosen = scheme.indices[position]

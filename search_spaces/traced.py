@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections import defaultdict
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Container, Iterable
+from dataclasses import replace
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -20,11 +22,15 @@ from scipy.sparse.csgraph import connected_components
 from torch import nn
 
 from autoprune.errors import UserError
-from autoprune.forward import Example, batch_size, call, outputs
+from autoprune.forward import Example, batch_size
 from autoprune.space import Group, Layer, LeftOut, SearchSpace, Slice
 
-from .labels import Follow, Ledger, ParameterAxis
+from .follow import follow
+from .labels import Book, ParameterAxis
 from .proof import Proof, prove
+from .rules import ALONE
+
+Places = list[tuple[int, int]]  # where a unit lies: (number of the axis, position on it)
 
 
 class UnprovedWarning(UserWarning):
@@ -42,199 +48,227 @@ def trace(
     """The search space of ``model`` for inputs like ``example``.
 
     ``example`` is what ``forward`` takes: a tensor, a tuple of positional or a dict of keyword arguments,
-    with a leading batch axis. Frozen parameters and batch norm in training mode make no difference.
-    Output channels of the network are never cut. A group that the proof rejects within ``time_limit``
-    seconds is left out with an :class:`UnprovedWarning`.
+    with a leading batch axis; one or two samples are enough. Frozen parameters and batch norm in training
+    mode make no difference. Output channels of the network are never cut. A group that the proof does not
+    accept within ``time_limit`` seconds is left out with an :class:`UnprovedWarning`.
 
-    Raises :class:`UserError` when the forward pass itself fails.
+    Costs count the layers that inference uses and that are stored as parameters. Layers used in training
+    only (auxiliary heads) are cut along where the example is large enough to run them.
+
+    Raises :class:`UserError` when the model cannot be copied or its forward pass fails.
     """
-    if not any(True for _ in model.parameters()):
-        raise UserError(f"{type(model).__name__} has no parameters: there is nothing to prune")
+    _check(model)
     scratch = _scratch(model, training=False)
-    book = _follow(scratch, example)
-    auxiliary = _auxiliary(model, example, book)
-    if auxiliary is not None:
-        scratch, full = auxiliary
-        full.uses = book.uses  # costs are those of inference
-        book = full
-    groups, reasons = _groups(book)
-    layers = _layers(book, batch_size(example))
-    shapes = {path: tuple(p.shape) for path, p in model.named_parameters()}
-    space = SearchSpace(groups, layers, shapes)
-    failed = prove(Proof(scratch, example, space, seed), time_limit, progress) if groups else {}
+    inference = follow(scratch, example)
+    scratch, book = _with_auxiliary(model, example, inference) or (scratch, inference)
+    found, reasons = _groups(book)
+    found = tuple(group for group in found if any(inference.order(piece.path) >= 0 for piece in group.slices))
+    parameters = {path: tuple(parameter.shape) for path, parameter in model.named_parameters()}
+    layers = _layers(inference, batch_size(example), parameters)
+    space = SearchSpace(found, layers, parameters)
+    failed = prove(Proof(scratch, example, space, seed), time_limit, seed, progress) if found else {}
     if failed:
-        names = "; ".join(f"{name} ({reason})" for name, reason in failed.items())
-        warnings.warn(f"{len(failed)} groups left out, not proved: {names}", UnprovedWarning, stacklevel=2)
-    proved = tuple(group for group in groups if group.name not in failed)
-    left_out = _left_out(book, proved, failed, reasons)
-    return SearchSpace(proved, layers, shapes, left_out)
+        warnings.warn(_unproved(failed, len(found)), UnprovedWarning, stacklevel=2)
+    groups = tuple(group for group in found if group.name not in failed)
+    return SearchSpace(groups, layers, parameters, _left_out(model, book, space, failed, reasons))
+
+
+def _check(model: nn.Module) -> None:
+    name = type(model).__name__
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UserError(f"{name} is TorchScript, whose layers cannot be replaced: give the network it was made from")
+    if not any(True for _ in model.parameters()):
+        raise UserError(f"{name} has no parameters: there is nothing to prune")
+    if any(isinstance(parameter, nn.parameter.UninitializedParameter) for parameter in model.parameters()):
+        raise UserError(f"{name} has lazy layers without a size yet: run it once on an input first")
+
+
+# -- following the network --------------------------------------------------------------------
 
 
 def _scratch(model: nn.Module, *, training: bool) -> nn.Module:
-    """A copy whose leaves are in evaluation mode (no dropout, fixed statistics); containers as asked."""
-    scratch = copy.deepcopy(model)
+    """A copy in evaluation mode (no dropout, fixed statistics); ``training`` is what its containers see.
+
+    Containers decide whether auxiliary heads run; torch's own ones would only switch on their dropout.
+    """
+    try:
+        scratch = copy.deepcopy(model)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        raise UserError(
+            f"{type(model).__name__} cannot be copied ({reason}): a network must hold no tensor with a gradient "
+            "history (torch's old weight_norm leaves one) and nothing tied to this process"
+        ) from error
     for module in scratch.modules():
-        module.training = training and any(True for _ in module.children())
+        container = any(True for _ in module.children()) and not isinstance(module, nn.modules.batchnorm._BatchNorm)
+        module.training = training and container and not type(module).__module__.startswith("torch.nn")
     return scratch
 
 
-def _follow(model: nn.Module, example: Example) -> Ledger:
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # one fused operator would hide the linear layers
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), Follow(model) as follow:
-            result = call(model, example)
-    except Exception as error:
-        reason = str(error).strip().splitlines()
-        raise UserError(
-            f"{type(model).__name__} cannot run on the example input: {type(error).__name__}: "
-            f"{reason[0] if reason else ''}; give an input that model(example) accepts"
-        ) from error
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
-    for tensor in outputs(result):
-        follow.freeze_all(tensor, "it is the network's output")
-    return follow.ledger
-
-
-def _auxiliary(model: nn.Module, example: Example, inference: Ledger) -> tuple[nn.Module, Ledger] | None:
+def _with_auxiliary(model: nn.Module, example: Example, inference: Book) -> tuple[nn.Module, Book] | None:
     """The pass in training mode, if it uses layers that inference does not (auxiliary heads)."""
-    unused = [path for path, axes in inference.axes.items() if axes and axes[0].order < 0]
+    unused = [path for path, axes in inference.axes.items() if axes and inference.order(path) < 0]
     if not unused:
         return None
     scratch = _scratch(model, training=True)
     try:
-        book = _follow(scratch, example)
+        book = follow(scratch, example)
     except UserError:  # an auxiliary head that needs larger inputs
         return None
-    used = any(book.axes[path] and book.axes[path][0].order >= 0 for path in unused)
-    return (scratch, book) if used else None
+    return (scratch, book) if any(book.order(path) >= 0 for path in unused) else None
 
 
-def _components(book: Ledger) -> NDArray[np.int64]:
-    """The unit that each label belongs to."""
-    if not book.edges:
-        return np.arange(book.count)
-    a = np.concatenate([edge[0] for edge in book.edges])
-    b = np.concatenate([edge[1] for edge in book.edges])
-    graph = coo_array((np.ones(len(a), dtype=bool), (a, b)), shape=(book.count, book.count))
-    return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)
+# -- from labels to groups --------------------------------------------------------------------
 
 
-def _groups(book: Ledger) -> tuple[tuple[Group, ...], dict[str, str]]:
-    """Units with the same footprint form a group; also the reason per frozen parameter axis."""
-    unit_of = _components(book)
+def _groups(book: Book) -> tuple[tuple[Group, ...], dict[str, str]]:
+    """Units with the same footprint form a group; also, by tensor, why channels it makes stay."""
+    unit_of = _units(book)
     frozen: dict[int, str] = {}
     for labels, reason in book.frozen:
         for unit in np.unique(unit_of[labels]):
             frozen.setdefault(int(unit), reason)
     axes = [axis for entries in book.axes.values() for axis in entries if len(axis.labels)]
     axes.sort(key=lambda axis: (axis.order, axis.path, axis.axis))
-    footprint: dict[int, list[tuple[int, int]]] = defaultdict(list)  # unit -> [(axis, position)]
-    for number, axis in enumerate(axes):
-        for position, unit in enumerate(unit_of[axis.labels]):
-            footprint[int(unit)].append((number, position))
-    shapes: dict[tuple[int, ...], list[int]] = defaultdict(list)  # signature -> units
-    for unit, places in footprint.items():
-        if unit not in frozen:
-            shapes[tuple(number for number, _ in places)].append(unit)
-    found = [
-        group
-        for signature, units in shapes.items()
-        if (group := _group([axes[number] for number in signature], [footprint[unit] for unit in units])) is not None
-    ]
-    order = {axis.path: axis.order for axis in axes}
-    found.sort(key=lambda group: (order[group.slices[0].path], int(group.slices[0].positions[0, 0])))
-    reasons = {axis.path: reason for axis in axes if axis.role == "out" and (reason := _reason(axis, unit_of, frozen))}
+    found: list[Group] = []
+    reasons: dict[str, str] = {}
+    for numbers, units in _alike(axes, unit_of, frozen).items():
+        made = _group([axes[number] for number in numbers], units)
+        if isinstance(made, Group):
+            found.append(made)
+        else:
+            reasons |= {axes[number].path: made for number in numbers if _carries(axes[number])}
+    for axis in axes:
+        why = next((frozen[int(unit)] for unit in unit_of[axis.labels] if int(unit) in frozen), None)
+        if why is not None and _carries(axis):
+            reasons[axis.path] = why
+    found.sort(key=lambda group: (book.order(group.slices[0].path), int(group.slices[0].positions[0, 0])))
     return _named_apart(found), reasons
 
 
-def _reason(axis: ParameterAxis, unit_of: NDArray[np.int64], frozen: dict[int, str]) -> str | None:
-    for unit in unit_of[axis.labels]:
-        if int(unit) in frozen:
-            return frozen[int(unit)]
-    return None
+def _alike(
+    axes: list[ParameterAxis], unit_of: NDArray[np.int64], frozen: Container[int]
+) -> dict[tuple[int, ...], list[Places]]:
+    """The units that may leave, by the axes they touch and how often they touch each."""
+    footprints: dict[int, Places] = defaultdict(list)
+    for number, axis in enumerate(axes):
+        for position, unit in enumerate(unit_of[axis.labels]):
+            footprints[int(unit)].append((number, position))
+    alike: dict[tuple[int, ...], list[Places]] = defaultdict(list)
+    for unit, places in footprints.items():
+        if unit not in frozen:
+            alike[tuple(number for number, _ in places)].append(places)
+    return alike
 
 
-def _group(signature: list[ParameterAxis], places: list[list[tuple[int, int]]]) -> Group | None:
-    """A group from units that touch the same axes equally often; None if nobody makes or reads them."""
-    roles = {axis.role for axis in signature}
-    if len(places) < 2 or not {"out", "in"} <= roles:
-        return None
-    root = next(i for i, axis in enumerate(signature) if axis.role == "out")
-    places = sorted(places, key=lambda unit: unit[root][1])
-    positions = np.array([[position for _, position in unit] for unit in places], dtype=np.int64)
+def _carries(axis: ParameterAxis) -> bool:
+    """Whether a tensor's own channels lie along this axis, rather than those it reads or its kernel."""
+    return axis.role == "out" or (axis.role == "through" and axis.axis == 0)
+
+
+def _units(book: Book) -> NDArray[np.int64]:
+    """The unit that each label belongs to: its connected component."""
+    if not book.edges:
+        return np.arange(book.count)
+    a, b = (np.concatenate(ends) for ends in zip(*book.edges, strict=True))
+    graph = coo_array((np.ones(len(a), dtype=bool), (a, b)), shape=(book.count, book.count))
+    return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)
+
+
+def _group(signature: list[ParameterAxis], units: list[Places]) -> Group | str:
+    """A group from units that touch the same axes equally often, or why there is none."""
+    roles = [axis.role for axis in signature]
+    if "out" not in roles:
+        return "no layer makes its channels"
+    if "in" not in roles:
+        return "no layer that can be narrowed reads its channels"
+    if len(units) < 2:
+        return ALONE
+    first = roles.index("out")
+    root = signature[first]
+    units = sorted(units, key=lambda places: places[first][1])
+    positions = np.array([[position for _, position in places] for places in units], dtype=np.int64)
     slices: list[Slice] = []
-    start = 0
-    while start < len(signature):
-        axis = signature[start]
-        stop = start
-        while stop < len(signature) and signature[stop] is axis:
-            stop += 1
+    for _, columns in groupby(range(len(signature)), key=lambda column: id(signature[column])):
+        chosen = list(columns)
+        axis = signature[chosen[0]]
         module, _, tensor = axis.path.rpartition(".")
-        slices.append(Slice(module, tensor, axis.axis, axis.role, positions[:, start:stop]))
-        start = stop
-    slices.sort(key=lambda piece: piece.path != signature[root].path or piece.axis != signature[root].axis)
+        slices.append(Slice(module, tensor, axis.axis, axis.role, positions[:, chosen]))
+    slices.sort(key=lambda piece: (piece.path, piece.axis) != (root.path, root.axis))
     unit = slices[0].positions.shape[1]
-    width = unit * len(places)
+    width = unit * len(units)
     return Group(slices[0].module or slices[0].tensor, width, tuple(slices), tuple(range(unit, width + 1, unit)), unit)
 
 
 def _named_apart(groups: list[Group]) -> tuple[Group, ...]:
-    """Number the groups that one layer produces, if there are several."""
-    seen: dict[str, int] = defaultdict(int)
+    """Number the groups that one layer makes, if there are several."""
+    total, seen = Counter(group.name for group in groups), Counter[str]()
+    named = []
     for group in groups:
         seen[group.name] += 1
-    number: dict[str, int] = defaultdict(int)
-    result = []
-    for group in groups:
-        name = group.name
-        if seen[name] > 1:
-            number[name] += 1
-            name = f"{name}#{number[name]}"
-        result.append(Group(name, group.width, group.slices, group.counts, group.unit))
-    return tuple(result)
+        several = total[group.name] > 1
+        named.append(replace(group, name=f"{group.name}#{seen[group.name]}") if several else group)
+    return tuple(named)
 
 
-def _layers(book: Ledger, batch: int) -> tuple[Layer, ...]:
-    order = {path: axes[0].order for path, axes in book.axes.items() if axes}
+def _layers(book: Book, batch: int, parameters: Iterable[str]) -> tuple[Layer, ...]:
+    """The layers that cost something, in forward order; weights kept as buffers are not among them."""
+    known = set(parameters)
     layers = []
-    for use in sorted(book.uses.values(), key=lambda use: order[use.path]):
-        module, _, tensor = use.path.rpartition(".")
-        layers.append(
-            Layer(
-                name=module if tensor == "weight" else use.path,
-                kind="conv" if use.kind == "conv" else "linear",
-                weight=use.path,
-                positions=round(use.applications / batch),
+    for path, use in sorted(book.uses.items(), key=lambda item: book.order(item[0])):
+        if path in known:
+            entries = int(np.prod([len(axis.labels) for axis in book.axes[path]]))
+            layer = Layer(
+                name=path.removesuffix(".weight"),
+                kind=use.kind,
+                weight=path,
+                positions=round(use.macs / batch / entries),
                 kernel=use.kernel,
                 stride=use.stride,
                 groups=use.groups,
                 input_size=use.input_size,
             )
-        )
+            layers.append(layer)
     return tuple(layers)
 
 
+# -- what is left out -------------------------------------------------------------------------
+
+
+def _unproved(failed: dict[str, str], found: int) -> str:
+    shown = [f"{name} ({reason})" for name, reason in list(failed.items())[:3]]
+    more = f" and {len(failed) - 3} more" if len(failed) > 3 else ""
+    return f"{len(failed)} of {found} groups could not be proved and are left out: {'; '.join(shown)}{more}"
+
+
 def _left_out(
-    book: Ledger, proved: tuple[Group, ...], failed: dict[str, str], reasons: dict[str, str]
+    model: nn.Module, book: Book, space: SearchSpace, failed: dict[str, str], reasons: dict[str, str]
 ) -> tuple[LeftOut, ...]:
-    """Layers whose own output channels stay whole, with the reason."""
-    cut = {piece.path for group in proved for piece in group.slices if piece.role != "in"}
-    result = []
-    for use in sorted(book.uses.values(), key=lambda use: book.axes[use.path][0].order):
-        if use.path in cut:
-            continue
-        name = use.path.removesuffix(".weight")
-        reason = failed.get(name) or reasons.get(use.path) or _default_reason(book, use.path)
-        result.append(LeftOut(name, reason))
+    """Groups that failed, layers whose own channels all stay whole, and modules that did not run."""
+    cut: set[str] = set()
+    unproved: dict[str, str] = {}
+    for group in space.groups:
+        made = [piece.path for piece in group.slices if piece.role != "in"]
+        if group.name in failed:
+            unproved |= dict.fromkeys(made, failed[group.name])
+        else:
+            cut.update(made)
+    result = [LeftOut(name, reason) for name, reason in failed.items()]
+    for layer in space.layers:
+        if layer.weight not in cut and layer.name not in failed:
+            reason = unproved.get(layer.weight) or reasons.get(layer.weight) or "its channels cannot be told apart"
+            result.append(LeftOut(layer.name, reason))
+    result += [LeftOut(name, "the example does not use it, so it stays whole") for name in _idle(model, book)]
     return tuple(result)
 
 
-def _default_reason(book: Ledger, path: str) -> str:
-    if any(axis.role == "out" for axis in book.axes[path]):
-        return "no layer that can be narrowed reads its channels"
-    return "its channels follow a layer that is left out"
-
-
-
+def _idle(model: nn.Module, book: Book) -> list[str]:
+    """The outermost modules with parameters of which none was used."""
+    unused = {id(parameter) for path, parameter in model.named_parameters() if book.order(path) < 0}
+    names: list[str] = []
+    for name, module in model.named_modules() if unused else ():
+        own = [id(parameter) for parameter in module.parameters()]
+        inside = any(name.startswith(f"{outer}.") for outer in names)
+        if name and own and not inside and unused.issuperset(own):
+            names.append(name)
+    return names

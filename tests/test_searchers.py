@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import EntryPoint
 from types import SimpleNamespace
@@ -519,3 +520,17 @@ def test_the_searcher_in_the_concept_page_runs() -> None:
     told = toy.play(names.climb(space, budget, seed=0, hints=Hints()), reward, TRIALS)
     assert all(budget.allows(trial.scheme) for trial in told)
     assert max(trial.reward for trial in told) > told[0].reward
+
+
+@EVERY
+def test_groups_limited_from_above_stay_below_their_limit(name):
+    space = toy.chain([8, 16, 16])
+    groups = tuple(replace(group, counts=group.counts[: group.width // 2]) for group in space.groups)
+    space = SearchSpace(groups, space.layers, space.shapes)
+    budget = Budget.parse("macs=20%", space)
+    proposals = searchers.find(name)(space, budget, seed=0, hints=Hints(), batch=4)
+    trials = toy.play(proposals, toy.landscape(space, 0), 40)
+    assert all(
+        count <= group.counts[-1] for trial in trials for count, group in zip(trial.scheme.kept, groups, strict=True)
+    )
+    assert any(budget.allows(trial.scheme) for trial in trials)

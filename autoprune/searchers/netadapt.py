@@ -45,7 +45,7 @@ def netadapt(
             "0 < floor <= initial < 1 and 0 < decay <= 1"
         )
     budget.check()
-    scheme = space.dense
+    scheme = space.largest
     dense_load = budget.load(scheme)
     (trial,) = yield [scheme]
     reward, planned = trial.reward, initial * dense_load

@@ -107,7 +107,7 @@ def _child(
     """
     order = [int(g) for g in rng.permutation(len(space))]
     few = int(rng.integers(1, swaps + 1, 2).min())
-    growing = [g for g in order if parent.kept[g] < space.groups[g].width][:few]
+    growing = [g for g in order if parent.kept[g] < space.groups[g].counts[-1]][:few]
     paying = [g for g in order if g not in growing and parent.kept[g] > space.groups[g].counts[0]][:few]
     child = parent
     for g in growing:
