@@ -6,27 +6,29 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
-from autoprune import criteria, recover
+from autoprune import criteria, layout, recover
 from autoprune.cost import Cost, costs
 from autoprune.criteria import Criterion
 from autoprune.errors import UserError
-from autoprune.forward import call, logits, to
+from autoprune.forward import batch_size, call, evaluating, logits, to
 from autoprune.hints import Hints
 from autoprune.recover import Context, Recovery
 from autoprune.scheme import Scheme
 from autoprune.slicing import check_removed, choose, prune
 from autoprune.space import SearchSpace
-from autoprune.statistics import Batches, Statistics, class_labels, evaluating
+from autoprune.statistics import Batches, Statistics, class_labels
 from autoprune.trial import Measurement
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
@@ -39,10 +41,11 @@ class Evaluator:
     """Slices, repairs and measures candidates of one model.
 
     ``calibration`` feeds statistics and recovery, ``validation`` gives loss, KL to the dense network and
-    accuracy; both are lists of (input, label) batches. A task without class labels passes
-    ``evaluate(model) -> {name: number}``, whose ``loss`` and ``accuracy`` entries, if any, are used as such.
+    accuracy; both are lists of (input, label) batches. Without class labels there is only the KL. Another
+    task passes ``evaluate(model) -> {name: number}``, whose ``loss`` and ``accuracy`` entries, if any, are
+    used as such. The model is moved to ``device`` and otherwise left as it is.
 
-    Candidates are measured with ``threads`` threads, always the same number: ``torch.linalg`` gives
+    Everything is computed with ``threads`` threads, always the same number: ``torch.linalg`` gives
     other last bits with other numbers.
     """
 
@@ -62,28 +65,39 @@ class Evaluator:
         seed: int = 0,
         identity: Mapping[str, Any] | None = None,
     ) -> None:
-        self.model = model.to(device)
+        if not len(calibration):
+            raise UserError("the calibration set holds no batch: statistics and recovery need at least one")
+        if evaluate is None and not len(validation):
+            raise UserError("the validation set holds no batch: give at least one, or an evaluate function")
+        if threads < 1:
+            raise UserError(f"threads = {threads}: at least 1 is needed")
+        self.device = torch.device(device)
+        self.model = model.to(self.device)
         self.space = space
-        self.calibration = calibration
-        self.validation = validation
+        self._channels_last = layout.runs_channels_last(self.model, calibration[0][0])
+        self.calibration = self._laid_out(calibration)
+        self.validation = self._laid_out(validation)
         self.criterion = criterion
         self.recovery = recovery
         self.evaluate = evaluate
         self.costs = costs(space) if cost_functions is None else cost_functions
-        self.device = torch.device(device)
         self.threads = threads
         self.seed = seed
         self.identity = dict(identity or {})
         self._criterion = criteria.find(criterion)
         self._recovery = recover.find(recovery)
-        self.statistics = Statistics(model, space, calibration, seed=seed)
+        self.statistics = Statistics(model, space, self.calibration, seed=seed)
+
+    def _laid_out(self, batches: Batches) -> Batches:
+        return layout.ChannelsLast(batches) if self._channels_last else batches
 
     # -- what is known once --------------------------------------------------------------------
 
     @cached_property
-    def scores(self) -> list[np.ndarray]:
+    def scores(self) -> list[NDArray[np.float64]]:
         """The criterion's unit scores per group."""
-        return criteria.scores(self._criterion, self.model, self.statistics)
+        with fixed_threads(self.threads):
+            return criteria.scores(self._criterion, self.model, self.statistics)
 
     def hints(self) -> Hints:
         """Scores for searchers, each group scaled to unit length so that groups compare."""
@@ -91,14 +105,18 @@ class Evaluator:
 
     @cached_property
     def protocol(self) -> dict[str, Any]:
-        """Everything that changes a measurement, as a JSON-ready record."""
+        """Everything that changes a measurement, as a JSON-ready record.
+
+        A callable is known by its name alone, and model and data by their sizes: what tells two of them apart
+        belongs into ``identity``.
+        """
         return {
             "space": self.space.fingerprint,
             "criterion": _named(self.criterion),
             "recovery": _named(self.recovery),
             "evaluate": _named(self.evaluate),
-            "calibration": len(self.calibration),
-            "validation": len(self.validation),
+            "calibration": _sizes(self.calibration),
+            "validation": _sizes(self.validation),
             "threads": self.threads,
             "device": self.device.type,
             "seed": self.seed,
@@ -115,91 +133,123 @@ class Evaluator:
         """Log-probabilities of the dense network on the validation batches; empty for other tasks."""
         if self.evaluate is not None:
             return []
-        with torch.inference_mode(), evaluating(self.model):
-            return [F.log_softmax(logits(call(self.model, to(x, self.device))).float(), 1) for x, _ in self.validation]
+        with fixed_threads(self.threads), torch.inference_mode(), evaluating(self.model):
+            return [self._log_probabilities(self.model, inputs) for inputs, _ in self.validation]
 
     @cached_property
     def dense(self) -> Measurement:
         """The untouched network, measured the same way."""
-        with single_threaded(self.threads):
-            return self._finish(self.observe(self.model), self.space.dense, {})
+        _ = self._dense_answers
+        start = time.perf_counter()
+        observed = self.observe(self.model)
+        return self._finish(observed, self.space.dense, {"validate": time.perf_counter() - start})
 
     # -- one candidate -------------------------------------------------------------------------
 
-    def kept(self, scheme: Scheme) -> list[np.ndarray]:
+    def kept(self, scheme: Scheme) -> list[NDArray[np.int64]]:
         """The units that stay in each group."""
-        return choose(self.space, scheme, self.scores)
+        return choose(self.space, scheme, self.scores if scheme.indices is None else ())
 
-    def candidate(self, scheme: Scheme, recovery: Recovery | None = None) -> nn.Module:
+    def candidate(self, scheme: Scheme, recovery: str | Recovery | None = None) -> nn.Module:
         """The pruned and repaired network of a scheme, in evaluation mode."""
-        kept = self.kept(scheme)
-        model = prune(self.model, self.space, kept)
-        check_removed(model, self.space, scheme)
-        context = Context(self.model, self.space, kept, self.statistics, self.calibration)
-        (recovery or self._recovery)(model, context)
+        repair = self._recovery if recovery is None else recover.find(recovery)
+        with fixed_threads(self.threads):
+            kept = self.kept(scheme)
+            model = prune(self.model, self.space, kept)
+            check_removed(model, self.space, scheme)
+            repair(model, Context(self.model, self.space, kept, self.statistics, self.calibration))
         return model.eval()
 
-    def __call__(self, scheme: Scheme, recovery: Recovery | None = None) -> Measurement:
+    def __call__(self, scheme: Scheme, recovery: str | Recovery | None = None) -> Measurement:
         """Measure a scheme. Whatever goes wrong with the candidate becomes a failed measurement."""
+        self.space.check(scheme)
+        _ = self.scores, self._dense_answers  # known once: not charged to the first candidate
         seconds: dict[str, float] = {}
         start = time.perf_counter()
-        self.space.check(scheme)
-        with single_threaded(self.threads):
-            _ = self.scores, self._dense_answers  # known once: not charged to the first candidate
-            begun = time.perf_counter()
-            try:
-                model = self.candidate(scheme, recovery)
-                seconds["recover"] = time.perf_counter() - begun
-                observed = self.observe(model)
-                seconds["validate"] = time.perf_counter() - begun - seconds["recover"]
-                seconds["total"] = time.perf_counter() - begun
-                return self._finish(observed, scheme, seconds)
-            except Exception as error:  # a candidate may break in any way; the search goes on
-                seconds["total"] = time.perf_counter() - max(start, begun)
-                return Measurement(seconds=seconds, error=f"{type(error).__name__}: {error}".splitlines()[0])
+        try:
+            model = self.candidate(scheme, recovery)
+            seconds["recover"] = time.perf_counter() - start
+            observed = self.observe(model)
+            seconds["validate"] = time.perf_counter() - start - seconds["recover"]
+            seconds["total"] = time.perf_counter() - start
+            return self._finish(observed, scheme, seconds)
+        except Exception as error:  # noqa: BLE001 - a candidate may break in any way; the search goes on
+            seconds["total"] = time.perf_counter() - start
+            return Measurement(seconds=seconds, error=f"{type(error).__name__}: {error}".splitlines()[0])
 
     def observe(self, model: nn.Module, batches: Batches | None = None) -> Measurement:
-        """Loss, accuracy and KL of any network on ``batches`` (default: the validation set)."""
+        """Loss, accuracy and KL of any network on ``batches`` (default: the validation set).
+
+        There is no KL on other batches, and neither loss nor accuracy where a batch has no class labels. For a
+        task with its own ``evaluate`` that function decides.
+        """
         if self.evaluate is not None:
-            metrics = {name: float(value) for name, value in self.evaluate(model).items()}
-            return Measurement(metrics.get("loss", math.nan), metrics.get("accuracy", math.nan), metrics=metrics)
-        dense = self._dense_answers if batches is None else None
+            with fixed_threads(self.threads), evaluating(model):
+                return _own(self.evaluate(model))
+        dense = self._dense_answers if batches is None else []
         loss = correct = divergence = 0.0
-        images = 0
-        with torch.inference_mode(), evaluating(model):
-            for number, (inputs, labels) in enumerate(self.validation if batches is None else batches):
-                answer = logits(call(model, to(inputs, self.device))).float()
-                target = class_labels(labels, answer)
-                log_p = F.log_softmax(answer, 1)
-                loss += float(F.nll_loss(log_p, target, reduction="sum"))
-                correct += float((answer.argmax(1) == target).sum())
-                if dense is not None:
-                    divergence += float(F.kl_div(log_p, dense[number], reduction="sum", log_target=True))
-                images += len(answer)
-        if images == 0:
-            raise UserError("the validation set holds no samples; give at least one batch")
-        return Measurement(loss / images, correct / images, divergence / images if dense is not None else math.nan)
+        answers = 0
+        with fixed_threads(self.threads), torch.inference_mode(), evaluating(model):
+            for number, (inputs, labels) in enumerate(self.validation if batches is None else self._laid_out(batches)):
+                log_p = self._log_probabilities(model, inputs)
+                answers += log_p.numel() // log_p.shape[1]
+                if dense:
+                    divergence += float(functional.kl_div(log_p, dense[number], reduction="sum", log_target=True))
+                target = class_labels(labels) if log_p.dim() == 2 else None
+                if target is None:
+                    loss = correct = math.nan
+                else:
+                    target = target.to(self.device)
+                    loss += float(functional.nll_loss(log_p, target, reduction="sum"))
+                    correct += float((log_p.argmax(1) == target).sum())
+        if not answers:
+            raise UserError("there is no image to observe: give at least one batch")
+        return Measurement(loss / answers, correct / answers, divergence / answers if dense else math.nan)
+
+    def _log_probabilities(self, model: nn.Module, inputs: Any) -> Tensor:
+        answer = logits(call(model, to(inputs, self.device))).float()
+        if answer.dim() < 2:
+            raise UserError(
+                f"the model answers with shape {tuple(answer.shape)}, which are no class scores: "
+                "pass evaluate(model) -> {name: number}"
+            )
+        return functional.log_softmax(answer, 1)
 
     def _finish(self, observed: Measurement, scheme: Scheme, seconds: Mapping[str, float]) -> Measurement:
-        values = [observed.loss, *observed.metrics.values()] if not self.evaluate else list(observed.metrics.values())
-        error = None if all(math.isfinite(value) for value in values) else "the measured values are not finite"
+        """With its costs; failed if a number that the task has is not finite."""
+        values = dict(observed.metrics)
+        if self.evaluate is None:
+            values = {"kl": observed.kl} | ({} if math.isnan(observed.accuracy) else {"loss": observed.loss})
+        broken = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
+        if broken:
+            return Measurement(seconds=seconds, error=", ".join(broken))
         absolute = {name: cost(scheme) for name, cost in self.costs.items()}
         fractions = {name: value / self.costs[name](self.space.dense) for name, value in absolute.items()}
-        return replace(observed, costs=absolute, fractions=fractions, seconds=dict(seconds), error=error)
+        return replace(observed, costs=absolute, fractions=fractions, seconds=seconds)
 
 
-class single_threaded:  # noqa: N801 - a context manager reads as a verb
-    """A fixed number of torch threads, restored afterwards."""
+@contextmanager
+def fixed_threads(threads: int) -> Iterator[None]:
+    """A number of torch threads, restored afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
 
-    def __enter__(self) -> None:
-        self._before = torch.get_num_threads()
-        torch.set_num_threads(self.threads)
+def _own(found: Any) -> Measurement:
+    """What a user's ``evaluate`` returned, as a measurement."""
+    try:
+        metrics = {str(name): float(value) for name, value in found.items()}
+    except (AttributeError, TypeError, ValueError):
+        raise UserError(f"evaluate returned {found!r}: a dict from names to numbers is needed") from None
+    return Measurement(metrics.get("loss", math.nan), metrics.get("accuracy", math.nan), metrics=metrics)
 
-    def __exit__(self, *_: object) -> None:
-        torch.set_num_threads(self._before)
+
+def _sizes(batches: Batches) -> dict[str, int]:
+    return {"batches": len(batches), "samples": sum(batch_size(inputs) for inputs, _ in batches)}
 
 
 def _named(function: object) -> str | None:
@@ -207,5 +257,11 @@ def _named(function: object) -> str | None:
     if function is None or isinstance(function, str):
         return function
     if isinstance(function, partial):
-        return f"{_named(function.func)}{function.args}{sorted(function.keywords.items())}"
+        keywords = sorted(function.keywords.items())
+        given = [_value(value) for value in function.args] + [f"{name}={_value(value)}" for name, value in keywords]
+        return f"{_named(function.func)}({', '.join(given)})"
     return f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', type(function).__name__)}"
+
+
+def _value(value: object) -> str:
+    return f"{_named(value)}" if callable(value) else repr(value)

@@ -7,6 +7,7 @@ An example is what one forward pass consumes: a tensor (passed as the one argume
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -25,6 +26,19 @@ def call(model: nn.Module, example: Example) -> Any:
     if isinstance(example, tuple | list):
         return model(*example)
     return model(example)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for the whole network, every module's flag restored afterwards."""
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in flags:
+            module.training = False
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
 
 
 def batch_size(example: Example) -> int:

@@ -6,21 +6,22 @@ compose: ``least_squares+recalibrate_bn`` runs one after the other.
 
 from __future__ import annotations
 
-import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from difflib import get_close_matches
-from itertools import islice
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from autoprune.errors import UserError
-from autoprune.forward import batch_size, call, to
-from autoprune.slicing import Kept, selections
+from autoprune.forward import batch_size, call, evaluating, to
+from autoprune.gram import Gram
+from autoprune.references import function
+from autoprune.slicing import Kept, named_tensors, selections
 from autoprune.space import SearchSpace
-from autoprune.statistics import Batches, Gram, Statistics, evaluating
+from autoprune.statistics import Batches, Statistics
 
 RIDGE = 1e-3  # of the mean diagonal of the Gram matrix, toward the dense weights
 BN_IMAGES = 1024
@@ -48,112 +49,110 @@ def least_squares(candidate: nn.Module, context: Context, ridge: float = RIDGE) 
     """Let every consumer's kept weights take over what its removed inputs contributed.
 
     With G the Gram matrix of the dense input, S the kept and R the removed columns,
-    W_S <- W_S + (G_SS + r I)^-1 G_SR W_R, the minimiser of ||X W - X_S W_S'||^2 + r ||W_S' - W_S||^2 where
+    W_S <- W_S + (G_SS + r I)^-1 G_SR W_R, the minimiser of |X W - X_S W_S'|^2 + r |W_S' - W_S|^2 where
     r = ``ridge`` x mean diagonal of G_SS. Where the layer has a bias or feeds a batch norm, G is centred
     and that constant takes up the shift. Layers without a Gram matrix keep their weights.
     """
-    dense = dict(context.model.named_parameters())
     chosen = selections(context.space, context.kept, context.space.shapes)
-    tensors: dict[str, Tensor] = {**dict(candidate.named_parameters()), **dict(candidate.named_buffers())}
-    with torch.no_grad():
-        for path, gram in context.statistics.grams.items():
-            if 1 not in chosen.get(path, {}):
-                continue
-            rows = chosen[path].get(0)
-            weight, shift = _repaired(dense[path].detach(), gram, chosen[path][1], rows, ridge)
+    tensors = dict(named_tensors(candidate))
+    for path, gram in context.statistics.grams.items():
+        axes = chosen.get(path, {})
+        if 1 not in axes:
+            continue
+        weight, lost = _repaired(context.model.get_parameter(path).detach(), gram, axes[1], ridge)
+        if 0 in axes:
+            weight, lost = weight[axes[0]], lost[axes[0]]
+        with torch.no_grad():
             tensors[path].copy_(weight)
             if gram.rest is not None:
-                # a bias gains what the output lost; a running mean loses it
+                # a bias adds what the output lost, a running mean subtracts that much less
                 sign = -1.0 if gram.rest.endswith("running_mean") else 1.0
-                tensors[gram.rest].add_((sign * shift).to(tensors[gram.rest]))
+                tensors[gram.rest].add_((sign * lost).to(tensors[gram.rest]))
 
 
-def _repaired(weight: Tensor, gram: Gram, kept: Tensor, rows: Tensor | None, ridge: float) -> tuple[Tensor, Tensor]:
-    """New weights for the kept inputs, and the constant the output lost on average, per output channel."""
+def _repaired(weight: Tensor, gram: Gram, kept: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    """New weights for the kept inputs, and what each output channel lost on average."""
     taps = weight[0, 0].numel()
-    per_input = torch.arange(taps)
-    stays = (kept[:, None] * taps + per_input).ravel()
-    mask = torch.ones(weight[0].numel(), dtype=torch.bool)
-    mask[stays] = False
-    gone = mask.nonzero().ravel()
-    groups = len(gram.matrix)
-    parts = weight.double().cpu().reshape(groups, -1, weight[0].numel())
-    result, shifts = [], []
-    for second, mean, part in zip(gram.second, gram.mean, parts, strict=True):
-        square = second[stays][:, stays]
-        damping = ridge * float(square.diagonal().mean()) + 1e-12
-        square = square + damping * torch.eye(len(stays), dtype=square.dtype)
-        taken = torch.cholesky_solve(second[stays][:, gone] @ part[:, gone].T, torch.linalg.cholesky(square)).T
-        result.append(part[:, stays] + taken)
-        shifts.append(part[:, gone] @ mean[gone] - taken @ mean[stays])
-    repaired = torch.cat(result).reshape(weight.shape[0], len(kept), *weight.shape[2:])
-    shift = torch.cat(shifts)
-    if rows is not None:
-        repaired, shift = repaired[rows], shift[rows]
-    return repaired.to(weight), shift
+    columns = np.arange(weight[0].numel()).reshape(-1, taps)
+    stays = torch.from_numpy(columns[kept.numpy()].ravel())
+    gone = torch.from_numpy(np.delete(columns, kept.numpy(), axis=0).ravel())
+    parts, lost = [], []
+    dense = weight.cpu().double().reshape(len(gram.mean), -1, weight[0].numel())
+    for second, mean, part in zip(gram.second, gram.mean, dense, strict=True):
+        read = second[stays]
+        square = read[:, stays]
+        square.diagonal().add_(ridge * float(square.diagonal().mean()) + 1e-12)
+        taken = torch.cholesky_solve(read[:, gone] @ part[:, gone].T, torch.linalg.cholesky(square)).T
+        parts.append(part[:, stays] + taken)
+        lost.append(part[:, gone] @ mean[gone] - taken @ mean[stays])
+    return torch.cat(parts).reshape(len(weight), len(kept), *weight.shape[2:]), torch.cat(lost)
 
 
 def recalibrate_bn(candidate: nn.Module, context: Context, images: int = BN_IMAGES) -> None:
     """Re-estimate batch-norm statistics on the calibration set (EagleEye, Li et al. 2020).
 
     Running statistics are forgotten and become those of the whole set: batches normalise themselves
-    as in training, means and second moments are averaged by batch size, so unequal batches do not bias them.
-    At most ``images`` samples are used. Flags and momenta are restored.
+    as in training, and their moments are pooled by size, so unequal batches do not bias them. At most
+    ``images`` samples are used, in whole batches, but at least one batch; a batch of one sample, which may have
+    no variance, only if there is no other. Flags and momenta are restored.
     """
     norms = [m for m in candidate.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     if not norms:
         return
-    estimates = {norm: _Moments(norm) for norm in norms}
-    momenta = [norm.momentum for norm in norms]
     device = next(candidate.parameters()).device
-    with torch.no_grad(), evaluating(candidate):
-        for norm in norms:
+    momenta = [norm.momentum for norm in norms]
+    estimates = [_Moments() for _ in norms]
+    with torch.no_grad(), evaluating(candidate), ExitStack() as hooks:
+        for norm, estimate in zip(norms, estimates, strict=True):
+            norm.reset_running_stats()
             norm.training, norm.momentum = True, 1.0  # running statistics become the batch's own
-        handles = [norm.register_forward_hook(estimates[norm].add) for norm in norms]
+            hooks.enter_context(norm.register_forward_hook(estimate.add))
         try:
-            seen = 0
-            for inputs, _ in context.batches:
+            for inputs in _first(context.batches, images):
                 call(candidate, to(inputs, device))
-                seen += batch_size(inputs)
-                if seen >= images:
-                    break
         finally:
-            for handle, norm, momentum in zip(handles, norms, momenta, strict=True):
-                handle.remove()
+            for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
-        for estimate in estimates.values():
-            estimate.store()
+        for norm, estimate in zip(norms, estimates, strict=True):
+            estimate.store(norm)
+
+
+def _first(batches: Batches, images: int) -> Iterator[Any]:
+    """Inputs of the leading batches that hold at most ``images`` samples together, but of one at least."""
+    seen = largest = 0
+    for inputs, _ in batches:
+        size = batch_size(inputs)
+        if seen and seen + size > images:
+            return
+        if size == 1 < largest:  # a set's last batch: one sample may have no variance
+            continue
+        seen, largest = seen + size, max(size, largest)
+        yield inputs
 
 
 class _Moments:
-    """Mean and variance of everything one batch norm has seen, from the statistics of its batches."""
+    """Mean and scatter of everything one batch norm has seen, pooled from its batches (Chan et al. 1979)."""
 
-    def __init__(self, norm: _BatchNorm) -> None:
-        assert norm.running_mean is not None
-        self.norm = norm
+    def __init__(self) -> None:
         self.count = 0
-        self.total = torch.zeros_like(norm.running_mean, dtype=torch.float64)
-        self.square = torch.zeros_like(self.total)
+        self.mean: Tensor | float = 0.0
+        self.scatter: Tensor | float = 0.0
 
     def add(self, norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        assert self.norm.running_mean is not None and self.norm.running_var is not None
+        assert isinstance(norm, _BatchNorm) and norm.running_mean is not None and norm.running_var is not None
         count = inputs[0].numel() // inputs[0].shape[1]
-        mean = self.norm.running_mean.double()
-        variance = self.norm.running_var.double() * (count - 1) / count  # undo Bessel's correction
-        self.count += count
-        self.total += count * mean
-        self.square += count * (variance + mean**2)
+        total = self.count + count
+        step = norm.running_mean.double() - self.mean
+        scatter = norm.running_var.double() * (count - 1)  # torch keeps the unbiased variance
+        self.scatter = self.scatter + scatter + step.square() * (self.count * count / total)
+        self.mean = self.mean + step * (count / total)
+        self.count = total
 
-    def store(self) -> None:
-        norm = self.norm
-        assert norm.running_mean is not None and norm.running_var is not None
-        if self.count:
-            mean = self.total / self.count
-            variance = (self.square / self.count - mean**2).clamp_min(0)
-            norm.running_mean.copy_(mean)
-            norm.running_var.copy_(variance * self.count / max(self.count - 1, 1))
-        if norm.num_batches_tracked is not None:
-            norm.num_batches_tracked.zero_()
+    def store(self, norm: _BatchNorm) -> None:
+        if isinstance(self.mean, Tensor) and isinstance(self.scatter, Tensor):
+            assert norm.running_mean is not None and norm.running_var is not None
+            norm.running_mean.copy_(self.mean)
+            norm.running_var.copy_(self.scatter / (self.count - 1))
 
 
 RECOVERIES: Mapping[str, Recovery] = {"none": none, "recalibrate_bn": recalibrate_bn, "least_squares": least_squares}
@@ -170,19 +169,8 @@ def compose(recoveries: Sequence[Recovery]) -> Recovery:
 
 
 def find(recovery: str | Recovery) -> Recovery:
-    """A recovery by name, ``package.module:function``, or several joined by ``+``."""
-    if callable(recovery):
-        return recovery
-    return compose([_find_one(name.strip()) for name in recovery.split("+")])
-
-
-def _find_one(name: str) -> Recovery:
-    if name in RECOVERIES:
-        return RECOVERIES[name]
-    if ":" in name:
-        found = pkgutil.resolve_name(name)
-        if callable(found):
-            return found  # type: ignore[no-any-return]
-    close = list(islice(get_close_matches(name, RECOVERIES), 1))
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    raise UserError(f"recovery {name!r} is unknown: {hint}use {', '.join(RECOVERIES)}, joined by +")
+    """A recovery by its name, by ``package.module:function``, several joined by ``+``, or the function itself."""
+    if isinstance(recovery, str):
+        return compose([function(name.strip(), "recovery", RECOVERIES) for name in recovery.split("+")])
+    found: Recovery = function(recovery, "recovery", RECOVERIES)
+    return found

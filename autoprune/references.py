@@ -4,12 +4,43 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Mapping
 from difflib import get_close_matches
+from importlib.metadata import entry_points
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
 from autoprune.errors import UserError
+
+
+def function(given: Any, kind: str, known: Mapping[str, Any]) -> Any:
+    """The function of some kind (a reward, a searcher, …) that a person named, or handed over as it is.
+
+    ``known`` maps the built-in names to functions, or to where they are ("module:name", for what is heavy to
+    import). Installed packages announce theirs under the entry point group ``autoprune.<kind>``; a built-in
+    name wins. Any other function goes by ``package.module:name``, which imports its module.
+    """
+    if not isinstance(given, str):
+        if not callable(given):
+            raise UserError(f"{kind} {given!r} is neither a name nor a function")
+        return given
+    found = known.get(given, given)
+    if isinstance(found, str):
+        found = resolve(found, kind) if ":" in found else _announced(given, kind, known)
+    if not callable(found):
+        raise UserError(f"{kind} {given!r} is a {type(found).__name__}, not a function")
+    return found
+
+
+def _announced(name: str, kind: str, known: Mapping[str, Any]) -> Any:
+    announced = {point.name: point for point in entry_points(group=f"autoprune.{kind}")}
+    if name in announced:
+        return announced[name].load()
+    names = [*known, *announced]
+    raise UserError(
+        f"{kind} {name!r} is unknown: use {', '.join(names)} or a package.module:function{close(name, names)}"
+    )
 
 
 def resolve(reference: str, kind: str) -> Any:

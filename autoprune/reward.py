@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from importlib.metadata import entry_points
-from typing import Any
 
 from autoprune.errors import UserError
-from autoprune.references import close, resolve
+from autoprune.references import function
 from autoprune.trial import Measurement
 
 Reward = Callable[[Measurement], float]
 
 DEFAULT = "neg_loss"
-ENTRY_POINTS = "autoprune.rewards"
 
 
 def accuracy(m: Measurement) -> float:
@@ -60,33 +57,9 @@ REWARDS: Mapping[str, Reward] = {
 
 
 def find(reward: str | Reward) -> Reward:
-    """A reward by its name, or itself.
-
-    Names are those of the built-in rewards, those that installed packages announce (entry points of the
-    group ``autoprune.rewards``), and ``package.module:function``.
-    """
-    if not isinstance(reward, str):
-        if not callable(reward):
-            raise UserError(f"reward {reward!r} is neither a name nor a function of a measurement")
-        return reward
-    if reward in REWARDS:
-        return REWARDS[reward]
-    if ":" in reward:
-        return _checked(reward, resolve(reward, "reward"))
-    announced = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
-    if reward in announced:
-        return _checked(reward, announced[reward].load())
-    known = [*REWARDS, *announced]
-    raise UserError(
-        f"reward {reward!r} is unknown: use {', '.join(known)} or a package.module:function{close(reward, known)}"
-    )
-
-
-def _checked(name: str, found: Any) -> Reward:
-    if not callable(found):
-        raise UserError(f"reward {name!r} is a {type(found).__name__}, not a function of a measurement")
-    reward: Reward = found
-    return reward
+    """A reward by its name, by ``package.module:function``, or itself."""
+    found: Reward = function(reward, "reward", REWARDS)
+    return found
 
 
 def score(reward: Reward, measurement: Measurement) -> float:

@@ -1,12 +1,13 @@
 """Make the pruned network of a scheme: index-select on every slice, nothing else.
 
 No tracer, no gradient and no copy of a weight that is then thrown away: each tensor of the candidate is
-selected straight from the dense one, and modules are cloned shallowly around the new tensors.
+selected straight from the dense one, and modules are cloned around the new tensors.
 """
 
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from autoprune.errors import UserError
 from autoprune.scheme import Scheme
@@ -37,14 +40,12 @@ def choose(space: SearchSpace, scheme: Scheme, scores: Sequence[NDArray[np.float
     return kept
 
 
-def selections(
-    space: SearchSpace, kept: Kept, shapes: Mapping[str, Sequence[int]]
-) -> dict[str, dict[int, Tensor]]:
+def selections(space: SearchSpace, kept: Kept, shapes: Mapping[str, Sequence[int]]) -> dict[str, dict[int, Tensor]]:
     """Per tensor and axis: the entries that stay, ascending, for every axis that loses something.
 
     ``shapes`` are the dense shapes by dotted name of the tensors that are asked about.
     """
-    lost: dict[tuple[str, int], list[NDArray[np.int64]]] = {}
+    stays: dict[tuple[str, int], NDArray[np.bool_]] = {}
     for group, units in zip(space.groups, kept, strict=True):
         if len(units) == group.units:
             continue
@@ -52,13 +53,14 @@ def selections(
         gone[units] = False
         for piece in group.slices:
             if piece.path in shapes:
-                lost.setdefault((piece.path, piece.axis), []).append(piece.positions[gone].ravel())
-    result: dict[str, dict[int, Tensor]] = {}
-    for (path, axis), positions in lost.items():
-        stays = np.ones(shapes[path][axis], dtype=bool)
-        stays[np.concatenate(positions)] = False
-        result.setdefault(path, {})[axis] = torch.from_numpy(np.flatnonzero(stays))
-    return result
+                place = piece.path, piece.axis
+                if place not in stays:
+                    stays[place] = np.ones(shapes[piece.path][piece.axis], dtype=bool)
+                stays[place][piece.positions[gone].ravel()] = False
+    result: dict[str, dict[int, Tensor]] = defaultdict(dict)
+    for (path, axis), mask in stays.items():
+        result[path][axis] = torch.from_numpy(np.flatnonzero(mask))
+    return dict(result)
 
 
 def prune(model: nn.Module, space: SearchSpace, kept: Kept) -> nn.Module:
@@ -68,23 +70,30 @@ def prune(model: nn.Module, space: SearchSpace, kept: Kept) -> nn.Module:
     """
     dense = named_tensors(model)
     chosen = selections(space, kept, {path: tensor.shape for path, tensor in dense})
-    tensors: dict[int, Tensor] = {}
-    for path, tensor in dense:
-        tensors[id(tensor)] = _select(tensor, chosen.get(path, {}))
-    candidate = _clone(model, tensors)
-    for name, module in candidate.named_modules():
-        if any(_path(name, key) in chosen for key in (*module._parameters, *module._buffers)):
+    return with_tensors(model, {path: _select(tensor, chosen.get(path, {})) for path, tensor in dense})
+
+
+def with_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of the network with other tensors, one for every name of :func:`named_tensors`.
+
+    Tensors that several modules share stay shared, and modules know their new sizes.
+    """
+    memo: dict[int, Any] = {}  # what deepcopy is to put in the place of each tensor
+    resized: set[int] = set()
+    for path, tensor in named_tensors(model):
+        memo[id(tensor)] = tensors[path]
+        if tensors[path].shape != tensor.shape:
+            resized.add(id(tensors[path]))
+    copied = copy.deepcopy(model, memo)
+    for module in copied.modules():
+        if any(id(tensor) in resized for tensor in (*module._parameters.values(), *module._buffers.values())):
             resize_attributes(module)
-    return candidate
+    return copied
 
 
 def named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     """Every parameter and buffer once, by the first name it goes under."""
     return [*model.named_parameters(), *model.named_buffers()]
-
-
-def _path(module: str, tensor: str) -> str:
-    return f"{module}.{tensor}" if module else tensor
 
 
 def _select(tensor: Tensor, axes: Mapping[int, Tensor]) -> Tensor:
@@ -98,26 +107,26 @@ def _select(tensor: Tensor, axes: Mapping[int, Tensor]) -> Tensor:
     return value
 
 
-def _clone(model: nn.Module, tensors: dict[int, Tensor]) -> nn.Module:
-    """Copy the module tree around new tensors."""
-    memo: dict[int, Any] = dict(tensors)
-    return copy.deepcopy(model, memo)
-
-
 def resize_attributes(module: nn.Module) -> None:
     """Make a module's own record of its sizes (``in_channels``, ``groups``, …) agree with its tensors."""
-    weight = getattr(module, "weight", None)
+    weight: object = getattr(module, "weight", None)
+    if weight is None and isinstance(module, _NormBase):
+        weight = module.running_mean  # there is no affine part
+    if isinstance(module, nn.RNNBase):
+        module.input_size = module.get_parameter("weight_ih_l0").shape[1]
     if not isinstance(weight, Tensor):
         return
-    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+    if isinstance(module, _ConvTransposeNd):
+        if module.groups == module.in_channels > 1:  # depthwise
+            module.groups = weight.shape[0]
         module.in_channels, module.out_channels = weight.shape[0], weight.shape[1] * module.groups
-    elif isinstance(module, nn.modules.conv._ConvNd):
-        if module.groups == module.in_channels:  # depthwise, or a bank of filters per channel
+    elif isinstance(module, _ConvNd):
+        if module.groups == module.in_channels > 1:  # depthwise, or a bank of filters per channel
             module.groups = weight.shape[0] * module.in_channels // module.out_channels
         module.in_channels, module.out_channels = weight.shape[1] * module.groups, weight.shape[0]
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = weight.shape
-    elif isinstance(module, nn.modules.batchnorm._NormBase):
+    elif isinstance(module, _NormBase):
         module.num_features = weight.shape[0]
     elif isinstance(module, nn.PReLU):
         module.num_parameters = weight.shape[0]
@@ -126,11 +135,19 @@ def resize_attributes(module: nn.Module) -> None:
 
 
 def check_removed(model: nn.Module, space: SearchSpace, scheme: Scheme) -> None:
-    """Refuse a candidate whose layers are not exactly as narrow as the scheme asks."""
+    """Refuse a candidate whose tensors are not exactly as narrow as the scheme asks."""
     shapes = {path: tensor.shape for path, tensor in named_tensors(model)}
+    removed: dict[tuple[str, int], int] = defaultdict(int)
     for group, count in zip(space.groups, scheme.kept, strict=True):
-        piece = group.slices[0]
-        expected = space.shapes[piece.path][piece.axis] - (group.width - count)
-        others = [g for g in space.groups if g is not group and any(s.path == piece.path and s.axis == piece.axis for s in g.slices)]
-        if not others and shapes[piece.path][piece.axis] != expected:
-            raise UserError(f"group {group.name}: asked to keep {count} channels, the network has {shapes[piece.path][piece.axis]}")
+        for piece in group.slices:
+            removed[piece.path, piece.axis] += (group.units - count // group.unit) * piece.positions.shape[1]
+    for (path, axis), entries in removed.items():
+        if path not in space.shapes:  # a buffer: the space knows the shapes of parameters
+            continue
+        asked = space.shapes[path][axis] - entries
+        found = shapes[path][axis] if path in shapes else 0
+        if found != asked:
+            raise UserError(
+                f"axis {axis} of {path} has {found} entries where the scheme asks for {asked}: "
+                "the search space does not fit this network, trace it again"
+            )

@@ -1,32 +1,30 @@
-"""What the dense network says about itself on the calibration set, collected once and on demand.
-
-Gram matrices make every candidate's least-squares weights a matter of one Cholesky factorisation, with no
-pass over data; gradients give the Taylor criterion.
-"""
+"""What the dense network says about itself on the calibration set, collected once and on demand."""
 
 from __future__ import annotations
 
-import itertools
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from functools import cached_property, partial
 from typing import Any
-from weakref import ReferenceType, ref
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch.nn import functional
 
-from autoprune.forward import call, logits, to
-from autoprune.space import SearchSpace
+from autoprune import gram
+from autoprune.forward import call, evaluating, logits, to
+from autoprune.gram import Gram
+from autoprune.patches import WeightLayer, has_rows
+from autoprune.space import Group, SearchSpace
 
 Batches = Sequence[tuple[Any, Any]]
+Matrix = NDArray[np.float64]
 
-POSITIONS = 32  # sampled output positions per image and layer
+POSITIONS = 16  # sampled output positions per image and layer
 GRAM_LIMIT = 256 * 2**20  # bytes per layer
 
 
@@ -34,30 +32,12 @@ class StatisticsNotice(UserWarning):
     """Something could not be collected, so a cheaper rule takes its place."""
 
 
-@dataclass(frozen=True, eq=False)
-class Gram:
-    """Second moments of what a layer reads.
-
-    ``matrix`` has shape (convolution groups, d, d), the mean of x xT over sampled patches x of
-    d = input channels per group x kernel size; ``mean`` is the mean patch, (convolution groups, d). ``rest`` names the
-    tensor that can absorb a constant shift of the layer's output: its bias, or the running mean of the
-    batch norm that follows it; None if there is neither.
-    """
-
-    matrix: Tensor
-    mean: Tensor
-    rest: str | None
-
-    @cached_property
-    def second(self) -> Tensor:
-        """The matrix that least squares needs: the covariance where the mean can be absorbed."""
-        if self.rest is None:
-            return self.matrix
-        return self.matrix - self.mean[:, :, None] * self.mean[:, None, :]
-
-
 class Statistics:
-    """Lazily collected facts about ``model``; ``batches`` are calibration pairs (input, label)."""
+    """Lazily collected facts about ``model``; ``batches`` are calibration pairs (input, label).
+
+    Everything is measured in evaluation mode and leaves the model as it is. The first axis of an input
+    counts images.
+    """
 
     def __init__(
         self,
@@ -77,201 +57,113 @@ class Statistics:
         self.seed = seed
 
     @cached_property
-    def consumers(self) -> dict[str, nn.Module]:
-        """Convolution and linear modules that read a group's channels, by weight path."""
-        found: dict[str, nn.Module] = {}
+    def consumers(self) -> Mapping[str, WeightLayer]:
+        """Convolution and linear layers that read a group's channels, by weight path.
+
+        Layers that share a parameter with another layer are not among them.
+        """
+        owners = Counter(id(p) for module in self.model.modules() for p in module._parameters.values() if p is not None)
+        found: dict[str, WeightLayer] = {}
         for piece in (piece for group in self.space.groups for piece in group.slices):
             if piece.role == "in" and piece.tensor == "weight":
-                module = self.model.get_submodule(piece.module)
-                transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
-                if isinstance(module, nn.Linear | nn.modules.conv._ConvNd) and not transposed:
-                    found[piece.path] = module
+                layer = self.model.get_submodule(piece.module)
+                if has_rows(layer) and all(owners[id(p)] <= 1 for p in layer._parameters.values()):
+                    found[piece.path] = layer
         return found
 
     @cached_property
-    def grams(self) -> dict[str, Gram]:
-        """Gram matrices by weight path; layers above ``gram_limit`` bytes are left out with a notice."""
-        sums: dict[str, tuple[Tensor, Tensor]] = {}
-        modules = {path: m for path, m in self.consumers.items() if self._fits(path, m)}
-        rest = {path: f"{path.removesuffix('weight')}bias" for path, m in modules.items() if m.bias is not None}
-        generator = torch.Generator().manual_seed(self.seed)
-        fresh: dict[int, tuple[ReferenceType[Tensor], str]] = {}  # outputs of this pass -> weight path
-        handles: list[RemovableHandle] = []
-
-        def collect(path: str, module: nn.Module, x: Tensor) -> None:
-            rows = sampled_rows(module, x.detach(), self.positions, generator)
-            square, total = (rows.mT @ rows).double().cpu(), rows.sum(1).double().cpu()
-            if path in sums:
-                sums[path][0].add_(square)
-                sums[path][1].add_(total)
-            else:
-                sums[path] = (square, total)
-            counts[path] = counts.get(path, 0) + rows.shape[1]
-
-        counts: dict[str, int] = {}
-        for path, module in modules.items():
-            handles.append(module.register_forward_pre_hook(lambda m, inputs, p=path: collect(p, m, inputs[0])))
-            handles.append(module.register_forward_hook(lambda m, i, out, p=path: fresh.__setitem__(id(out), (ref(out), p))))
-        for name, norm in self.model.named_modules():
-            if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None:
-
-                def absorb(m: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
-                    output, path = fresh.get(id(inputs[0]), (None, ""))
-                    if output is not None and output() is inputs[0]:
-                        rest.setdefault(path, f"{name}.running_mean")
-
-                handles.append(norm.register_forward_pre_hook(absorb))
-        try:
-            self._forward(fresh)
-        finally:
-            for handle in handles:
-                handle.remove()
-        return {
-            path: Gram(square / counts[path], total / counts[path], rest.get(path))
-            for path, (square, total) in sums.items()
+    def grams(self) -> Mapping[str, Gram]:
+        """Gram matrices by weight path; a notice names the consumers that are left out, and why."""
+        bytes_needed = {
+            path: 8 * layer.weight[0].numel() ** 2 * int(getattr(layer, "groups", 1))
+            for path, layer in self.consumers.items()
         }
-
-    def _fits(self, path: str, module: nn.Module) -> bool:
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        size = weight[0].numel()
-        needed = 8 * size * size * int(getattr(module, "groups", 1))
-        if needed > self.gram_limit:
-            warnings.warn(
-                f"{path}: a Gram matrix of {needed / 2**20:.0f} MiB is above the limit of "
-                f"{self.gram_limit / 2**20:.0f} MiB; the layer keeps its weights and its channels are ranked by l2",
-                StatisticsNotice,
-                stacklevel=2,
+        fitting = {path: layer for path, layer in self.consumers.items() if bytes_needed[path] <= self.gram_limit}
+        for path in self.consumers.keys() - fitting.keys():
+            _notice(
+                f"{path}: a Gram matrix of {bytes_needed[path] / 2**20:.0f} MiB is above the limit of "
+                f"{self.gram_limit / 2**20:.0f} MiB; the layer keeps its weights and does not rank its inputs"
             )
-        return needed <= self.gram_limit
-
-    def _forward(self, fresh: dict[int, tuple[ReferenceType[Tensor], str]]) -> None:
-        device = next(self.model.parameters()).device
-        with torch.no_grad(), evaluating(self.model):
-            for inputs, _ in self.batches:
-                call(self.model, to(inputs, device))
-                fresh.clear()
+        found = gram.collect(self.model, fitting, self.batches, self.positions, self.seed)
+        for path in fitting.keys() - found.keys():
+            _notice(f"{path}: the output is not weight times input; the layer keeps its weights")
+        return found
 
     @cached_property
-    def taylor(self) -> tuple[NDArray[np.float64], ...]:
+    def taylor(self) -> tuple[Matrix | None, ...]:
         """Per group and unit: mean over images of |sum over positions of a * dC/da| (Molchanov et al. 2017).
 
         The activation a is what the group's consumers read; the loss C is cross-entropy with the labels,
-        or with the network's own answers where a batch has no class labels.
+        or with the network's own answers where a batch has no class labels. None for a group none of whose
+        consumers is a convolution or linear layer that runs as a module.
         """
-        totals = [np.zeros(group.units) for group in self.space.groups]
+        totals: list[Matrix | None] = [None] * len(self.space)
+        images = 0
+        for inputs, labels in self.batches:
+            slopes, count = self._slopes(inputs, labels)
+            images += count
+            for at, group in enumerate(self.space.groups):
+                effect = self._first_order(group, slopes)
+                if effect is not None:
+                    totals[at] = effect + (0.0 if (before := totals[at]) is None else before)
+        return tuple(None if total is None else total / images for total in totals)
+
+    def _slopes(self, inputs: Any, labels: Any) -> tuple[dict[str, Matrix], int]:
+        """Per consumer: sum over positions of a * dC/da, (images, channels), C summed over the batch's images.
+
+        It is the derivative by a gate, a factor of one on each channel of each image. Also the number of images.
+        """
         gates: dict[str, Tensor] = {}
 
-        def gate(module: nn.Module, inputs: tuple[Tensor, ...], path: str) -> tuple[Tensor, ...]:
+        def gate(path: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+            if not inputs:
+                return None
             x = inputs[0]
-            axis = 1 if isinstance(module, nn.modules.conv._ConvNd) else x.dim() - 1
-            shape = [n if i in (0, axis) else 1 for i, n in enumerate(x.shape)]
-            gates[path] = torch.ones(shape, dtype=x.dtype, device=x.device, requires_grad=True)
-            return (x * gates[path], *inputs[1:])
+            channels = x.dim() - 1 if isinstance(layer, nn.Linear) else 1
+            shape = [size if axis in (0, channels) else 1 for axis, size in enumerate(x.shape)]
+            if path not in gates:  # a layer that is called twice has one gate
+                gates[path] = torch.ones(shape[0], shape[channels], dtype=x.dtype, device=x.device, requires_grad=True)
+            return (x * gates[path].reshape(shape), *inputs[1:])
 
-        handles = [
-            module.register_forward_pre_hook(lambda m, inputs, p=path: gate(m, inputs, p))
-            for path, module in self.consumers.items()
-        ]
         device = next(self.model.parameters()).device
-        images = 0
-        try:
-            with torch.enable_grad(), evaluating(self.model):
-                for inputs, labels in self.batches:
-                    answer = logits(call(self.model, to(inputs, device)))
-                    paths = list(gates)
-                    loss = F.cross_entropy(answer, class_labels(labels, answer), reduction="sum")
-                    slopes = torch.autograd.grad(loss, [gates[path] for path in paths], allow_unused=True)
-                    images += len(answer)
-                    seen = {
-                        path: slope.reshape(len(answer), -1).double().cpu().numpy()
-                        for path, slope in zip(paths, slopes, strict=True)
-                        if slope is not None
-                    }
-                    self._add_taylor(totals, seen)
-        finally:
-            for handle in handles:
-                handle.remove()
-        return tuple(total / images for total in totals)
+        with ExitStack() as hooks, torch.enable_grad(), evaluating(self.model):
+            for path, layer in self.consumers.items():
+                hooks.enter_context(layer.register_forward_pre_hook(partial(gate, path)))
+            answer = logits(call(self.model, to(inputs, device)))
+            target = class_labels(labels)
+            target = answer.detach().argmax(1) if target is None else target.to(device)
+            loss = functional.cross_entropy(answer, target, reduction="sum")
+            found = torch.autograd.grad(loss, list(gates.values()), allow_unused=True) if gates else ()
+        slopes = {}
+        for path, slope in zip(gates, found, strict=True):
+            if slope is not None:
+                # where the first axis counts more than images (windows, say), an image's entries follow each other
+                images = len(answer) if len(slope) % len(answer) == 0 else 1
+                slopes[path] = slope.reshape(images, -1, slope.shape[1]).sum(1).cpu().double().numpy()
+        return slopes, len(answer)
 
-    def _add_taylor(self, totals: list[NDArray[np.float64]], seen: dict[str, NDArray[np.float64]]) -> None:
-        for total, group in zip(totals, self.space.groups, strict=True):
-            per_image: NDArray[np.float64] | None = None
-            for piece in group.slices:
-                if piece.role != "in" or piece.path not in seen:
-                    continue
-                convolution_groups = int(getattr(self.consumers[piece.path], "groups", 1))
-                slope = seen[piece.path]
-                stride = slope.shape[1] // convolution_groups
-                columns = np.concatenate([piece.positions + g * stride for g in range(convolution_groups)], axis=1)
-                part = slope[:, columns].sum(2)
-                per_image = part if per_image is None else per_image + part
-            if per_image is not None:
-                total += np.abs(per_image).sum(0)
+    def _first_order(self, group: Group, slopes: Mapping[str, Matrix]) -> Matrix | None:
+        """Sum over images of the absolute first-order effect of each unit, all consumers together."""
+        effects = []
+        for piece in group.slices:
+            if piece.role == "in" and piece.path in slopes:
+                slope = slopes[piece.path]
+                parts = int(getattr(self.consumers[piece.path], "groups", 1))
+                starts = np.arange(parts) * (slope.shape[1] // parts)
+                channels = (starts[:, None, None] + piece.positions).swapaxes(0, 1).reshape(group.units, -1)
+                effects.append(slope[:, channels].sum(2))
+        if not effects:
+            return None
+        total: Matrix = np.abs(sum(effects)).sum(0)
+        return total
 
 
-def class_labels(labels: Any, answer: Tensor) -> Tensor:
-    """The batch's class numbers, or the network's own answers where there are none."""
+def class_labels(labels: Any) -> Tensor | None:
+    """The batch's class numbers; None where it has none."""
     if isinstance(labels, Tensor) and labels.dim() == 1 and not labels.is_floating_point():
-        return labels.to(answer.device).long()
-    return answer.detach().argmax(1)
+        return labels.long()
+    return None
 
 
-class evaluating:  # noqa: N801 - a context manager reads as a verb
-    """Evaluation mode for the whole network, every module's flag restored afterwards."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._flags = [(module, module.training) for module in model.modules()]
-
-    def __enter__(self) -> None:
-        for module, _ in self._flags:
-            module.training = False
-
-    def __exit__(self, *_: object) -> None:
-        for module, training in self._flags:
-            module.training = training
-
-
-def sampled_rows(module: nn.Module, x: Tensor, positions: int, generator: torch.Generator | None) -> Tensor:
-    """Rows that a layer multiplies its weight with: (convolution groups, rows, input size of one output).
-
-    At most ``positions`` output positions (tokens of a linear layer) per sample are drawn, the same ones for
-    every sample of the batch; every one is taken when there are fewer.
-    """
-    if isinstance(module, nn.Linear):
-        tokens = x.reshape(len(x), -1, x.shape[-1])
-        chosen = _draw(tokens.shape[1], positions, generator)
-        return tokens[:, chosen].reshape(1, -1, x.shape[-1])
-    assert isinstance(module, nn.modules.conv._ConvNd)
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    padded = F.pad(x, _padding(module), mode=mode)
-    dims = len(module.kernel_size)
-    out = [
-        (padded.shape[2 + d] - module.dilation[d] * (module.kernel_size[d] - 1) - 1) // module.stride[d] + 1
-        for d in range(dims)
-    ]
-    chosen = _draw(int(np.prod(out)), positions, generator)
-    index: list[Any] = [slice(None), slice(None)]
-    for d, coordinate in enumerate(torch.unravel_index(chosen, out)):
-        taps = coordinate[:, None] * module.stride[d] + torch.arange(module.kernel_size[d]) * module.dilation[d]
-        index.append(taps.reshape(len(chosen), *[-1 if e == d else 1 for e in range(dims)]).to(x.device))
-    patches = padded[tuple(index)]  # (batch, channels, positions, *kernel)
-    batch, channels, count = patches.shape[:3]
-    grouped = patches.reshape(batch, module.groups, channels // module.groups, count, -1)
-    return grouped.permute(1, 0, 3, 2, 4).reshape(module.groups, batch * count, -1)
-
-
-def _draw(total: int, count: int, generator: torch.Generator | None) -> Tensor:
-    if total <= count:
-        return torch.arange(total)
-    return torch.randperm(total, generator=generator)[:count].sort().values
-
-
-def _padding(module: nn.modules.conv._ConvNd) -> list[int]:
-    """Padding as ``F.pad`` wants it: last axis first, both sides."""
-    if module.padding == "valid":
-        return [0, 0] * len(module.kernel_size)
-    if module.padding == "same":
-        total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-        return list(itertools.chain.from_iterable((t // 2, t - t // 2) for t in reversed(total)))
-    return list(itertools.chain.from_iterable((int(p), int(p)) for p in reversed(module.padding)))
+def _notice(message: str) -> None:
+    warnings.warn(message, StatisticsNotice, stacklevel=3)

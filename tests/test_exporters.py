@@ -4,7 +4,6 @@ import copy
 import json
 import warnings
 from functools import cache
-from importlib.metadata import EntryPoint
 
 import numpy as np
 import pytest
@@ -70,12 +69,6 @@ def test_an_exporter_of_ones_own_is_passed_or_named(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
     assert exporters.text(as_lines, space.dense, space) == "conv0 8\nconv1 12\nconv2 16\n"
     assert json.loads(exporters.text("mylab_tables:total", space.dense, space)) == {"kept": 8 + 12 + 16}
-
-
-def test_an_installed_package_may_announce_an_exporter(monkeypatch):
-    point = EntryPoint("lines", f"{exporters.__name__}.csv:export", exporters.ENTRY_POINTS)
-    monkeypatch.setattr(exporters, "entry_points", lambda group: [point] if group == exporters.ENTRY_POINTS else [])
-    assert exporters.find("lines") is csv.export
 
 
 @pytest.mark.parametrize(

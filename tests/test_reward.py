@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 from functools import partial
-from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -68,19 +67,6 @@ def test_a_reward_is_found_by_module_and_name(tmp_path: Path, monkeypatch: pytes
         with pytest.raises(UserError, match=wrong.partition(":")[2]):
             find(wrong)
     sys.modules.pop("mylab_rewards")
-
-
-def test_an_installed_package_can_announce_a_reward(monkeypatch: pytest.MonkeyPatch) -> None:
-    def announced(*, group: str) -> list[EntryPoint]:
-        assert group == "autoprune.rewards"
-        return [EntryPoint("halving", "math:sqrt", group), EntryPoint("wrong", "math:pi", group)]
-
-    monkeypatch.setattr(reward, "entry_points", announced)
-    assert find("halving") is math.sqrt
-    with pytest.raises(UserError, match="float, not a function"):
-        find("wrong")
-    with pytest.raises(UserError, match="close: halving"):
-        find("halvin")
 
 
 def test_an_unknown_name_is_refused_with_the_close_one_and_all_that_are_known() -> None:

@@ -19,14 +19,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoprune.errors import UserError
 from autoprune.exporters import csv, scheme_file
 from autoprune.paths import expand
-from autoprune.references import close, resolve
+from autoprune.references import function
 from autoprune.scheme import Scheme
 from autoprune.space import SearchSpace
 
@@ -42,36 +41,12 @@ EXPORTERS: Mapping[str, str] = {
     "torch_pruning": "autoprune.exporters.torch_pruning:ratios_by_name",
     "torch_pruning_history": "autoprune.exporters.torch_pruning:history",
 }
-ENTRY_POINTS = "autoprune.exporters"
 
 
 def find(exporter: str | Exporter) -> Exporter:
-    """An exporter by its name, by ``package.module:function``, or the function itself.
-
-    Names are those of ``EXPORTERS`` and of installed packages that announce theirs under the entry point
-    group ``autoprune.exporters``; a built-in name wins.
-    """
-    if not isinstance(exporter, str):
-        if not callable(exporter):
-            raise UserError(f"exporter {exporter!r} is neither a name nor a function of a scheme and its space")
-        return exporter
-    place = EXPORTERS.get(exporter, exporter)
-    if ":" in place:
-        return _checked(exporter, resolve(place, "exporter"))
-    announced = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
-    if exporter in announced:
-        return _checked(exporter, announced[exporter].load())
-    known = [*EXPORTERS, *announced]
-    raise UserError(
-        f"exporter {exporter!r} is unknown: use {', '.join(known)} or a package.module:function{close(exporter, known)}"
-    )
-
-
-def _checked(name: str, found: Any) -> Exporter:
-    if not callable(found):
-        raise UserError(f"exporter {name!r} is a {type(found).__name__}, not a function of a scheme and its space")
-    exporter: Exporter = found
-    return exporter
+    """An exporter by its name, by ``package.module:function``, or the function itself."""
+    found: Exporter = function(exporter, "exporter", EXPORTERS)
+    return found
 
 
 def text(exporter: str | Exporter, scheme: Scheme, space: SearchSpace, model: nn.Module | None = None) -> str:

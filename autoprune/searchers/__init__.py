@@ -36,17 +36,15 @@ The rules, all of them tested for every searcher listed in ``SEARCHERS``:
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
-import pkgutil
 import types
 import typing
-from collections.abc import Callable, Generator, Iterable, Mapping
-from importlib.metadata import entry_points
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 from autoprune.errors import UserError
+from autoprune.references import close, function
 from autoprune.scheme import Scheme
 from autoprune.trial import Trial
 
@@ -60,32 +58,15 @@ SEARCHERS: Mapping[str, str] = {
     "netadapt": "autoprune.searchers.netadapt:netadapt",
     "swap": "autoprune.searchers.swap:swap",
 }
-ENTRY_POINTS = "autoprune.searchers"
 GIVEN = ("space", "budget", "seed", "hints", "batch")
 """Arguments that every searcher receives from the loop; all others are its options."""
 TRUTH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
 def find(searcher: str | Searcher) -> Searcher:
-    """A searcher by its name, by ``package.module:function``, or the function itself.
-
-    Names are those of ``SEARCHERS`` and of installed packages that announce theirs under the entry point
-    group ``autoprune.searchers``; a built-in name wins. Naming a function imports its module.
-    """
-    if not isinstance(searcher, str):
-        return searcher
-    if searcher in SEARCHERS:
-        return _resolve(SEARCHERS[searcher])
-    if ":" in searcher:
-        return _resolve(searcher)
-    announced = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
-    if searcher in announced:
-        return _resolve(announced[searcher])
-    known = [*SEARCHERS, *announced]
-    raise UserError(
-        f"searcher {searcher!r} is unknown{_suggestion(searcher, known)}: use one of {', '.join(known)}, "
-        "or name your own as package.module:function"
-    )
+    """A searcher by its name, by ``package.module:function``, or the function itself."""
+    found: Searcher = function(searcher, "searcher", SEARCHERS)
+    return found
 
 
 def options(searcher: Searcher) -> dict[str, inspect.Parameter]:
@@ -108,21 +89,9 @@ def configure(searcher: Searcher, settings: Mapping[str, str]) -> Searcher:
     for name, text in settings.items():
         if name not in known:
             listed = f"its options are {', '.join(known)}" if known else "it has no options"
-            raise UserError(f"searcher {_name(searcher)} has no option {name!r}{_suggestion(name, known)}: {listed}")
+            raise UserError(f"searcher {_name(searcher)} has no option {name!r}: {listed}{close(name, list(known))}")
         values[name] = _read(name, text, known[name])
     return functools.partial(searcher, **values)
-
-
-def _resolve(place: str) -> Searcher:
-    try:
-        found = pkgutil.resolve_name(place)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(
-            f"searcher {place!r} cannot be loaded ({error}): write package.module:function of an importable module"
-        ) from error
-    if not callable(found):
-        raise UserError(f"searcher {place!r} is a {type(found).__name__}, not a function")
-    return typing.cast(Searcher, found)
 
 
 def _read(name: str, text: str, parameter: inspect.Parameter) -> Any:
@@ -150,8 +119,3 @@ def _name(searcher: Searcher) -> str:
     while isinstance(searcher, functools.partial):
         searcher = searcher.func
     return getattr(searcher, "__name__", type(searcher).__name__)
-
-
-def _suggestion(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
