@@ -170,8 +170,8 @@ class Evaluator:
             model = self.candidate(scheme, recovery)
             seconds["recover"] = time.perf_counter() - start
             observed = self.observe(model)
-            seconds["validate"] = time.perf_counter() - start - seconds["recover"]
             seconds["total"] = time.perf_counter() - start
+            seconds["validate"] = seconds["total"] - seconds["recover"]
             return self._finish(observed, scheme, seconds)
         except Exception as error:  # noqa: BLE001 - a candidate may break in any way; the search goes on
             seconds["total"] = time.perf_counter() - start

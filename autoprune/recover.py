@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -160,12 +161,12 @@ RECOVERIES: Mapping[str, Recovery] = {"none": none, "recalibrate_bn": recalibrat
 
 def compose(recoveries: Sequence[Recovery]) -> Recovery:
     """One recovery that runs several in order."""
+    return partial(_in_turn, tuple(recoveries))
 
-    def composed(candidate: nn.Module, context: Context) -> None:
-        for recovery in recoveries:
-            recovery(candidate, context)
 
-    return composed
+def _in_turn(recoveries: Sequence[Recovery], candidate: nn.Module, context: Context) -> None:
+    for recovery in recoveries:
+        recovery(candidate, context)
 
 
 def find(recovery: str | Recovery) -> Recovery:

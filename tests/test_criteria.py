@@ -6,7 +6,6 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from networks import Function, lively
 from torch import nn
 from torch.nn import functional
 
@@ -17,6 +16,7 @@ from autoprune.patches import draw, output_size, rows
 from autoprune.search_spaces.traced import trace
 from autoprune.space import Group, SearchSpace
 from autoprune.statistics import Statistics, StatisticsNotice
+from networks import Function, lively
 
 ALL = 10**6  # positions: every one
 

@@ -8,7 +8,6 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from networks import Function, lively
 from torch import nn
 from torch.nn import functional
 
@@ -20,6 +19,7 @@ from autoprune.layout import ChannelsLast
 from autoprune.scheme import Scheme
 from autoprune.search_spaces.traced import trace
 from autoprune.trial import Measurement
+from networks import Function, lively
 
 
 def network() -> nn.Module:

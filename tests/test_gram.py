@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from networks import Function, lively
 from torch import nn
 from torch.nn import functional
 
 from autoprune.gram import collect
+from networks import Function, lively
 
 ALL = 10**6  # positions: every one
 
@@ -40,7 +40,7 @@ def test_the_moments_are_those_of_all_patches_together():
 
 def test_every_convolution_group_has_a_matrix_of_its_own():
     model = nn.Sequential(nn.Conv2d(6, 4, 1, groups=2)).double()
-    (x, _), *_ = data = batches((6, 5, 5), dtype=torch.float64)
+    data = batches((6, 5, 5), dtype=torch.float64)
     found = collect(model, {"0.weight": model[0]}, data, ALL, seed=0)["0.weight"]
     pixels = torch.cat([x for x, _ in data]).movedim(1, -1).reshape(-1, 6)
     for group, columns in enumerate((slice(0, 3), slice(3, 6))):

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from networks import Function
 from torch import nn
 
 from autoprune.layout import ChannelsLast, runs_channels_last
+from networks import Function
 
 
 def pairs() -> list[tuple[object, int]]:
@@ -25,6 +25,7 @@ def test_images_are_rearranged_and_nothing_else_is_touched():
     assert torch.equal(arranged[0][0], plain[0][0])
     assert arranged[0][0].is_contiguous(memory_format=torch.channels_last)
     assert plain[0][0].is_contiguous()
+    assert next(iter(arranged))[0].is_contiguous(memory_format=torch.channels_last)
     assert all(arranged[i][0] is plain[i][0] for i in (1, 2, 3))
 
 

@@ -5,7 +5,6 @@ import copy
 import numpy as np
 import pytest
 import torch
-from networks import Function, lively
 from torch import nn
 from torch.nn import functional
 
@@ -16,6 +15,7 @@ from autoprune.recover import Context, compose, find, least_squares, recalibrate
 from autoprune.search_spaces.traced import trace
 from autoprune.slicing import prune
 from autoprune.statistics import Statistics, StatisticsNotice
+from networks import Function, lively
 
 ALL = 10**6  # positions: every one
 

@@ -128,7 +128,7 @@ def test_cutting_nothing_gives_the_same_numbers(case):
 
 
 def test_the_model_stays_bit_identical(case):
-    model, space, x = case
+    model, space, _ = case
     before, sizes = snapshot(model), repr(model)
     prune(model, space, some(space))
     assert_same(before, model)

@@ -6,13 +6,13 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from networks import Function, lively
 from torch import nn
 from torch.nn import functional
 
 from autoprune.search_spaces.traced import trace
 from autoprune.space import Group, SearchSpace
 from autoprune.statistics import Statistics, StatisticsNotice, class_labels
+from networks import Function, lively
 
 
 def plain() -> nn.Module:
