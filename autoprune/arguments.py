@@ -124,15 +124,16 @@ def read_scheme(path: str, space: SearchSpace) -> Scheme:
 
 def find_origin(
     source: str, model: str | None, weights: str | None, num_classes: int | None, shape: str | None, allow_code: bool
-) -> tuple[Path, nn.Module, SearchSpace]:
-    """The scheme file, network and space behind a run or a file."""
+) -> tuple[Path, nn.Module, SearchSpace, Any]:
+    """The scheme file, network, space and an example input behind a run or a file."""
     from autoprune.run import SCHEME, Run
 
     if Path(source).is_file():
         if model is None:
             raise UserError(f"{source}: name the network it was made for with --model")
         network = make_network(model, weights, num_classes, None, None)
-        return Path(source), network, make_space(network, make_example(model, shape))
+        example = make_example(model, shape)
+        return Path(source), network, make_space(network, example), example
     run = Run.open(source)
     path = run.folder / SCHEME
     if not path.is_file():
@@ -149,4 +150,5 @@ def find_origin(
     )
     shape = shape or "x".join(str(n) for n in known.get("input", [])) or None
     named = [known.get(key) for key in ("include", "exclude", "round_to", "rates", "tie")]
-    return path, network, make_space(network, make_example(spec, shape), *named)
+    example = make_example(spec, shape)
+    return path, network, make_space(network, example, *named), example

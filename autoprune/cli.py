@@ -224,6 +224,11 @@ def apply(
     input_size: InputSize = None,
     criterion: Annotated[str | None, typer.Option(help="for a scheme without indices [obs with data, else l2]")] = None,
     recovery: Annotated[str | None, typer.Option(help="[least_squares+recalibrate_bn with data, else none]")] = None,
+    include: Include = None,
+    exclude: Exclude = None,
+    round_to: RoundTo = None,
+    rates: Rates = None,
+    tie: Tie = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -234,13 +239,12 @@ def apply(
     from autoprune import api
 
     network = arguments.make_network(model, weights, num_classes, None, None)
-    batches = (
-        arguments.load_splits(data, (calibration or 2048, 1), data_seed, mean, std, input_size).calibration
-        if data
-        else []
-    )
+    batches = []
+    if data:
+        images = arguments.image_counts(data, calibration, 1)
+        batches = arguments.load_splits(data, images, data_seed, mean, std, input_size).calibration
     example = batches[0][0][:1] if batches else arguments.make_example(model, input)
-    space = arguments.make_space(network, example)
+    space = arguments.make_space(network, example, include, exclude, round_to, rates, tie)
     wanted = arguments.read_scheme(str(scheme), space)
     done = api.apply(
         network,
@@ -279,8 +283,10 @@ def export(
     """
     from autoprune import exporters
 
-    path, network, space = arguments.find_origin(source, model, weights, num_classes, input, allow_code)
-    text = exporters.text(to, arguments.read_scheme(str(path), space), space, network)
+    path, network, space, example = arguments.find_origin(source, model, weights, num_classes, input, allow_code)
+    scheme = arguments.read_scheme(str(path), space)
+    text = exporters.text(to, scheme, space, network)
+    exporters.check(to, scheme, space, network, example)
     if out is None:
         print(text, end="" if text.endswith("\n") else "\n")
     else:

@@ -9,10 +9,8 @@ narrower tensors in, so nothing is traced and no code is read from the folder:
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -21,7 +19,7 @@ from torch import Tensor, nn
 
 from autoprune.errors import UserError
 from autoprune.paths import existing, expand
-from autoprune.slicing import named_tensors, resize_attributes
+from autoprune.slicing import named_tensors, with_tensors
 
 TENSORS = "pruned.safetensors"
 SCHEME = "scheme.json"
@@ -69,18 +67,8 @@ def load_pruned(model_factory: Callable[[], nn.Module], folder: str | Path) -> n
         raise UserError(f"the model factory returned a {type(model).__name__}, not a torch.nn.Module")
     dense = dict(named_tensors(model))
     _check_names(dense, loaded, file)
-    memo: dict[int, Any] = {}
-    narrowed: set[int] = set()
-    for name, tensor in dense.items():
-        value = _placed(name, tensor, loaded[name])
-        memo[id(tensor)] = value
-        if value.shape != tensor.shape:
-            narrowed.add(id(value))
-    network = copy.deepcopy(model, memo)
-    for module in network.modules():
-        if any(id(tensor) in narrowed for tensor in (*module._parameters.values(), *module._buffers.values())):
-            resize_attributes(module)
-    return network.eval()
+    placed = {name: _placed(name, tensor, loaded[name]) for name, tensor in dense.items()}
+    return with_tensors(model, placed).eval()
 
 
 def _check_names(dense: Mapping[str, Tensor], loaded: Mapping[str, Tensor], file: Path) -> None:

@@ -220,3 +220,41 @@ def test_code_named_in_a_run_is_not_imported_without_the_users_word(call, home):
     finally:
         config.write_text(original)
         (home / "evil.py").unlink()
+
+
+def test_a_narrowed_run_is_exported_and_applied_in_its_own_space(call, home):
+    words = ("search", "--searcher", "uniform", "--run", "narrow", "--calibration", "64", "--validation", "64")
+    narrow = ("--exclude", "conv", "--round-to", "4", "--tie", "blocks.1.conv2,blocks.2.conv1")
+    status, _, err = call(*words, *narrow)
+    assert status == 0, err
+    status, out, err = call("export", "narrow", "--to", "csv")
+    assert status == 0, err
+    assert all(int(line.split(",")[2]) % 4 == 0 for line in out.splitlines()[1:])
+    network = ("--model", "autoprune:digits", "--weights", "runs/digits-network.safetensors", "--out", "narrowed")
+    status, _, err = call("apply", "runs/narrow/scheme.json", *network)
+    assert status == 2
+    assert "conv" in err
+    status, _, err = call("apply", "runs/narrow/scheme.json", *network, *narrow)
+    assert status == 0, err
+
+
+def test_a_hand_over_is_tried_on_the_tool_before_it_is_written(call, monkeypatch):
+    from autoprune.exporters import torch_pruning
+
+    tried = []
+    original = torch_pruning.check_history
+    monkeypatch.setattr(torch_pruning, "check_history", lambda *given: (tried.append(given), original(*given)))
+    status, out, err = call("export", "first", "--to", "torch_pruning_history")
+    assert status == 0, err
+    assert json.loads(out)
+    assert len(tried) == 1
+
+
+def test_apply_chooses_and_repairs_with_data(call, home):
+    (home / "half.csv").write_text("group,kept_rate\nblocks.0.conv1,0.5\n")
+    status, out, err = call(
+        "apply", "half.csv", "--model", "autoprune:digits", "--weights", "runs/digits-network.safetensors",
+        "--data", "digits", "--calibration", "64", "--out", "repaired", "--json",
+    )  # fmt: skip
+    assert status == 0, err
+    assert json.loads(out)["fractions"]["macs"] < 1

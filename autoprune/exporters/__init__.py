@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from autoprune.errors import UserError
 from autoprune.exporters import csv, scheme_file
 from autoprune.paths import expand
-from autoprune.references import function
+from autoprune.references import function, resolve
 from autoprune.scheme import Scheme
 from autoprune.space import SearchSpace
 
@@ -41,6 +41,19 @@ EXPORTERS: Mapping[str, str] = {
     "torch_pruning": "autoprune.exporters.torch_pruning:ratios_by_name",
     "torch_pruning_history": "autoprune.exporters.torch_pruning:history",
 }
+
+
+CHECKS: Mapping[str, str] = {
+    "torch_pruning": "autoprune.exporters.torch_pruning:check_ratios",
+    "torch_pruning_history": "autoprune.exporters.torch_pruning:check_history",
+}
+"""For tools that are installed with us: ``(scheme, space, model, example)`` applies the scheme to a copy."""
+
+
+def check(exporter: str | Exporter, scheme: Scheme, space: SearchSpace, model: nn.Module, example: Any) -> None:
+    """Refuse a hand-over that the tool, tried on a copy of ``model``, gets wrong; silent where there is no check."""
+    if isinstance(exporter, str) and exporter in CHECKS:
+        resolve(CHECKS[exporter], "check")(scheme, space, model, example)
 
 
 def find(exporter: str | Exporter) -> Exporter:

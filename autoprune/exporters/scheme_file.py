@@ -165,7 +165,8 @@ def _by_name(groups: Sequence[Mapping[str, Any]], space: SearchSpace) -> dict[st
     if missing:
         rest = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
         raise UserError(
-            f"the file says nothing about group {', '.join(missing[:SHOWN])}{rest}: list every group, uncut ones too"
+            f"the file says nothing about group {', '.join(missing[:SHOWN])}{rest}: list every group, uncut ones too, "
+            "or narrow the space as it was when the file was made"
         )
     if len(entries) < len(groups):
         names = [entry["name"] for entry in groups]
