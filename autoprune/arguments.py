@@ -33,6 +33,13 @@ def make_network(
         return demo.digits(root, lambda epoch, epochs, loss: bar.update(task, completed=epoch))
 
 
+def default_data(model: str) -> str:
+    """The data of the embedded network; any other has to be told its data."""
+    if model != "autoprune:digits":
+        raise UserError(f"--model {model} needs --data: imagefolder:PATH, cifar10:PATH or package.module:function")
+    return "digits"
+
+
 def image_counts(data: str, calibration: int | None, validation: int | None) -> tuple[int, int]:
     """Images for calibration and validation; the digits are too few for the usual number."""
     from autoprune import demo

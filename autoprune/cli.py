@@ -31,7 +31,10 @@ Classes = Annotated[
     int | None, typer.Option("--num-classes", help="classes of the network, where the factory takes it")
 ]
 Input = Annotated[str | None, typer.Option("--input", help="shape of one input, such as 3x224x224")]
-Data = Annotated[str, typer.Option(help="digits, imagefolder:PATH, cifar10:PATH or package.module:function")]
+Data = Annotated[
+    str | None,
+    typer.Option(help="imagefolder:PATH, cifar10:PATH, package.module:function [digits for autoprune:digits]"),
+]
 Calibration = Annotated[int | None, typer.Option(help="training images for statistics and repair [2048]")]
 Validation = Annotated[int | None, typer.Option(help="training images that candidates are scored on [2048]")]
 DataSeed = Annotated[int, typer.Option(help="which images these are")]
@@ -53,7 +56,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of an e
 @app.command()
 def search(
     model: Model = "autoprune:digits",
-    data: Data = "digits",
+    data: Data = None,
     budget: Annotated[
         list[str] | None, typer.Option(help="cap on what is kept: macs=50%, macs=63M, params=1.2M [macs=50%]")
     ] = None,
@@ -104,6 +107,7 @@ def search(
     from autoprune.progress import Watch
 
     console = Console(stderr=as_json, quiet=quiet)
+    data = data or arguments.default_data(model)
     images = arguments.image_counts(data, calibration, validation)
     network = arguments.make_network(model, weights, num_classes, Path(root), console)
     splits = arguments.load_splits(data, images, data_seed, mean, std, input_size)

@@ -43,22 +43,40 @@ def groups(space: SearchSpace) -> list[Table]:
     """What may be pruned, and what may not and why."""
     shares, sizes = layer_shares(space), TensorSizes(space, tuple(space.shapes))(space.dense)
     parameters = dict(zip(space.shapes, sizes / sizes.sum(), strict=True))
-    table = Table("group", "cut together with", "width", "allowed counts", "MACs", "params", title="What may be pruned")
+    table = Table(
+        "group",
+        "cut together with",
+        "width",
+        "allowed counts",
+        "MACs touched",
+        "params touched",
+        title="What may be pruned",
+    )
+    table.columns[0].no_wrap = True  # names are what patterns are written for
+    table.columns[1].overflow = "fold"
     for column in (2, 4, 5):
         table.columns[column].justify = "right"
     for group in space.groups:
         macs = sum(shares.get(name, 0.0) for name in group.members)
         weights = sum(parameters.get(path, 0.0) for path in {piece.path for piece in group.slices})
-        members = ", ".join(name for name in group.members if name != group.name)
+        members = ", ".join(_beside(name, group.name) for name in group.members if name != group.name)
         table.add_row(group.name, members, str(group.width), counts(group), f"{macs:.1%}", f"{weights:.1%}")
     tables = [table]
     if space.left_out:
         left = Table("layer", "MACs", "why its channels stay", title="What stays whole")
+        left.columns[0].no_wrap = True
         left.columns[1].justify = "right"
         for item in space.left_out:
             left.add_row(item.name, f"{shares.get(item.name, 0.0):.1%}", item.reason)
         tables.append(left)
     return tables
+
+
+def _beside(name: str, root: str) -> str:
+    """A member's name, less the beginning that it shares with the group's: ``….bn1`` beside ``layer1.0.conv1``."""
+    parts, own = name.split("."), root.split(".")
+    shared = next((i for i, (a, b) in enumerate(zip(parts, own, strict=False)) if a != b), 0)
+    return f"….{'.'.join(parts[shared:])}" if shared else name
 
 
 def counts(group: Group) -> str:

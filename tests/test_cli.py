@@ -153,8 +153,10 @@ SEARCH = ("search", "--calibration", "64", "--validation", "64", "--trials", "1"
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        ((*SEARCH, "--model", "autoprune:resnet21"), "resnet21"),
-        ((*SEARCH, "--model", "nowhere.nets:make"), "nowhere"),
+        ((*SEARCH, "--model", "autoprune:resnet20"), "needs --data"),
+        ((*SEARCH, "--model", "autoprune:resnet20", "--data", "digits"), "cannot run on the example input"),
+        ((*SEARCH, "--model", "autoprune:resnet21", "--data", "digits"), "resnet21"),
+        ((*SEARCH, "--model", "nowhere.nets:make", "--data", "digits"), "nowhere"),
         ((*SEARCH, "--data", "imagefolder:missing"), "missing"),
         ((*SEARCH, "--weights", "other.safetensors"), "conv"),
         ((*SEARCH, "--budget", "macs=lots"), "macs=lots"),
