@@ -120,7 +120,7 @@ def search(
     caps = budget if isinstance(budget, Budget) else Budget.parse(budget, space)
     uniform = _uniform(caps)
     tell("budget", {"budget": caps, "uniform": uniform})
-    find = searchers.find(searcher)
+    propose = partial(_searcher(searcher, options or {}), space, caps, seed=seed, batch=batch)
     score = rewards.find(reward)
     evaluator = Evaluator(
         model,
@@ -139,17 +139,16 @@ def search(
         },
     )
     shown = name or type(model).__name__
-    request = {
-        **evaluator.protocol,
-        "budget": {cost: round(cap, 6) for cost, cap in caps.caps.items()},
-        "searcher": searcher if isinstance(searcher, str) else _reference(searcher),
-        "options": {key: str(value) for key, value in (options or {}).items()},
-        "batch": batch,
-        "start": [list(scheme.kept) for scheme in start],
-    }
     config = {
         "name": shown,
-        "request": request,
+        "request": {
+            **evaluator.protocol,
+            "budget": {cost: round(cap, 6) for cost, cap in caps.caps.items()},
+            "searcher": searcher if isinstance(searcher, str) else _reference(searcher),
+            "options": {key: str(value) for key, value in (options or {}).items()},
+            "batch": batch,
+            "start": [list(scheme.kept) for scheme in start],
+        },
         "fingerprint": evaluator.fingerprint,
         "groups": [group.name for group in space.groups],
         "reward": reward if isinstance(reward, str) else _reference(reward),
@@ -165,10 +164,8 @@ def search(
         tell("dense", {"measurement": evaluator.dense})
         baseline = _baseline(evaluator, uniform, score, ledger)
         tell("uniform", {"trial": baseline})
-        hints = Hints(evaluator.hints().scores, tuple(start))
-        proposals = partial(find, **(options or {}))(space, caps, seed=seed, hints=hints, batch=batch)
         stop = Stop(trials, timeout, target, lambda trial, loop: bool(tell("trial", {"trial": trial, "loop": loop})))
-        loop = Loop(proposals, caps, score, ledger, stop)
+        loop = Loop(propose(hints=Hints(evaluator.hints().scores, tuple(start))), caps, score, ledger, stop)
         interrupted = _drive(loop, evaluator)
         best = max((t for t in (baseline, loop.best) if t is not None and not t.failed), key=_reward, default=None)
         if best is None:
@@ -211,6 +208,16 @@ def apply(
     facts = {"model": {"digest": models.digest(model)}, "costs": {"kept": absolute}}
     save_pruned(candidate, folder, scheme_file.export(exact, space, facts=facts))
     return Run(folder, {}, {"costs": absolute, "fractions": fractions}, exact, space, candidate.eval())
+
+
+def _searcher(searcher: str | Searcher, options: Mapping[str, Any]) -> Searcher:
+    """The searcher with its options, which must be its own."""
+    found = searchers.find(searcher)
+    known = searchers.options(found)
+    for name in options:
+        if name not in known:
+            raise UserError(f"the searcher has no option {name!r}: it has {', '.join(known) or 'none'}")
+    return partial(found, **options)
 
 
 def _reward(trial: Trial) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -72,7 +73,8 @@ class Evaluator:
         if threads < 1:
             raise UserError(f"threads = {threads}: at least 1 is needed")
         self.device = torch.device(device)
-        self.model = model.to(self.device)
+        there = next(model.parameters()).device == self.device
+        self.model = model if there else copy.deepcopy(model).to(self.device)  # the caller's stays where it is
         self.space = space
         self._channels_last = layout.runs_channels_last(self.model, calibration[0][0])
         self.calibration = self._laid_out(calibration)
@@ -86,7 +88,7 @@ class Evaluator:
         self.identity = dict(identity or {})
         self._criterion = criteria.find(criterion)
         self._recovery = recover.find(recovery)
-        self.statistics = Statistics(model, space, self.calibration, seed=seed)
+        self.statistics = Statistics(self.model, space, self.calibration, seed=seed)
 
     def _laid_out(self, batches: Batches) -> Batches:
         return layout.ChannelsLast(batches) if self._channels_last else batches

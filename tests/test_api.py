@@ -194,6 +194,11 @@ def test_a_start_scheme_is_tried(search):
     assert start.kept in schemes(run)
 
 
+def test_an_option_that_the_searcher_does_not_have_is_refused(search):
+    with pytest.raises(UserError, match="no option 'spread': it has step, swaps, screen"):
+        search(options={"spread": 1})
+
+
 def test_an_unreachable_budget_is_refused_with_the_range_before_any_run_exists(search, tmp_path):
     with pytest.raises(UserError, match=r"cannot be reached.*from"):
         search(budget="macs=10")
