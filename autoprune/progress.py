@@ -37,8 +37,9 @@ class Watch:
 
     def _traced(self, facts: Mapping[str, Any]) -> None:
         space = facts["space"]
-        stay = f", {len(space.left_out)} layers stay whole" if space.left_out else ""
-        self.console.print(f"{len(space)} groups of channels can be pruned{stay}")
+        whole = len(space.left_out)
+        stay = f", {whole} {'layer stays' if whole == 1 else 'layers stay'} whole" if whole else ""
+        self.console.print(f"groups of channels that can be pruned: {len(space)}{stay}")
 
     def _budget(self, facts: Mapping[str, Any]) -> None:
         self.console.print(report.preflight(facts["budget"], facts["uniform"]))
