@@ -19,6 +19,9 @@ from autoprune.space import SearchSpace
 
 Cost = Callable[[Scheme], float]
 
+LABELS: Mapping[str, str] = {"macs": "MACs", "params": "parameters"}
+"""How costs are called where people read them."""
+
 
 class TensorSizes:
     """Entries of every tensor as a function of the kept counts.

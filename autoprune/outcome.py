@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from autoprune import chart, data, latency
+from autoprune.cost import LABELS
 from autoprune.evaluate import Evaluator
 from autoprune.exporters import scheme_file
 from autoprune.forward import Example, evaluating, to
@@ -70,7 +71,7 @@ def write(
         "provenance": {key: config[key] for key in ("request", "reward", "time", "versions")},
     }
     save_pruned(networks["found"], folder, scheme_file.export(scheme, space, facts=facts))
-    share = ", ".join(f"{value:.1%} of {cost}" for cost, value in best.measurement.fractions.items())
+    share = ", ".join(f"{value:.1%} of the {LABELS.get(n, n)}" for n, value in best.measurement.fractions.items())
     picture = chart.widths(space, scheme, f"{config['name']}: channels kept", [f"{share}; grey is the dense width"])
     (folder / PICTURE).write_text(picture, encoding="utf-8")
     write_json(folder / SUMMARY, summary)

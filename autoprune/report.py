@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from autoprune.cost import TensorSizes, layer_shares
+from autoprune.cost import LABELS, TensorSizes, layer_shares
 
 if TYPE_CHECKING:
     from autoprune.budget import Budget
@@ -122,8 +122,10 @@ def comparison(rows: Mapping[str, Mapping[str, Any]]) -> Table:
     for name in own:
         table.add_row(name, *(f"{row['metrics'].get(name, float('nan')):.4g}" for row in rows.values()))
     for name in dict.fromkeys(name for row in rows.values() for name in row.get("costs", {})):
-        label = {"macs": "MACs", "params": "parameters"}.get(name, name)
-        table.add_row(label, *(f"{amount(row['costs'][name])} ({row['fractions'][name]:.1%})" for row in rows.values()))
+        table.add_row(
+            LABELS.get(name, name),
+            *(f"{amount(row['costs'][name])} ({row['fractions'][name]:.1%})" for row in rows.values()),
+        )
     if all("latency" in row for row in rows.values()):
         table.add_row("latency, one sample", *(f"{1e3 * row['latency']:.2f} ms" for row in rows.values()))
     return table

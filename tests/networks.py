@@ -464,3 +464,20 @@ NETWORKS: Mapping[str, Callable[[], Made]] = {
         repeated, interleaved, stacked, written_in_place, computed_masks, blurred, scaled, bare_norm, weight_normed,
     )
 }  # fmt: skip
+
+
+class SharedWeight(nn.Module):
+    """One weight under two modules, cut together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.back, self.again, self.head = (
+            nn.Linear(6, 8),
+            nn.Linear(8, 6),
+            nn.Linear(6, 8),
+            nn.Linear(8, 3),
+        )
+        self.again.weight = self.first.weight
+
+    def forward(self, x):
+        return self.head(torch.relu(self.again(self.back(torch.relu(self.first(x))))))

@@ -21,6 +21,7 @@ from autoprune.scheme import Scheme
 from autoprune.search_spaces.named import tie
 from autoprune.search_spaces.traced import trace
 from autoprune.space import SearchSpace
+from networks import SharedWeight
 from toy import chain, mixed
 
 SPACES = {"chain": chain([8, 12, 16]), "mixed": mixed()}
@@ -450,21 +451,6 @@ def test_a_convolution_that_is_depthwise_on_one_side_is_refused(inputs, outputs)
     entries = [["0", True, group.channels(range(group.units // 2, group.units))]]
     ours = slicing.prune(model, space, kept)
     assert shapes(replayed(model, example, entries)) != shapes(ours)  # the refusal is still needed
-
-
-class SharedWeight(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.back, self.again, self.head = (
-            nn.Linear(6, 8),
-            nn.Linear(8, 6),
-            nn.Linear(6, 8),
-            nn.Linear(8, 3),
-        )
-        self.again.weight = self.first.weight
-
-    def forward(self, x):
-        return self.head(torch.relu(self.again(self.back(torch.relu(self.first(x))))))
 
 
 def test_a_parameter_shared_by_modules_is_refused():

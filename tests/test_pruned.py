@@ -14,20 +14,14 @@ from autoprune.errors import UserError
 from autoprune.exporters import scheme_file
 from autoprune.pruned import SCHEME, TENSORS, load_pruned, save_pruned
 from autoprune.search_spaces.traced import trace
+from networks import SharedWeight
 
 
-class Tied(nn.Module):
+class Tied(SharedWeight):
     """One weight under two modules and a buffer under two names, all cut together."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.back, self.again, self.head = (
-            nn.Linear(6, 8),
-            nn.Linear(8, 6),
-            nn.Linear(6, 8),
-            nn.Linear(8, 3),
-        )
-        self.again.weight = self.first.weight
         self.register_buffer("scale", torch.ones(3))
         self.register_buffer("same", self.scale, persistent=False)
 

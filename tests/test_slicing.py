@@ -13,6 +13,7 @@ from autoprune.scheme import Scheme
 from autoprune.search_spaces.traced import trace
 from autoprune.slicing import check_removed, choose, named_tensors, prune, resize_attributes, with_tensors
 from autoprune.space import Group, SearchSpace, Slice
+from networks import SharedWeight
 
 
 class Branches(nn.Module):
@@ -35,22 +36,12 @@ class Branches(nn.Module):
         return self.head(x.flatten(1))
 
 
-class Shared(nn.Module):
+class Shared(SharedWeight):
     """Two layers with one weight, and a frozen one between them."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.back, self.again, self.head = (
-            nn.Linear(6, 8),
-            nn.Linear(8, 6),
-            nn.Linear(6, 8),
-            nn.Linear(8, 3),
-        )
-        self.again.weight = self.first.weight
         self.back.weight.requires_grad_(requires_grad=False)
-
-    def forward(self, x):
-        return self.head(functional.relu(self.again(self.back(functional.relu(self.first(x))))))
 
 
 def narrow() -> nn.Module:
