@@ -25,17 +25,18 @@ from autoprune import criteria, data, models, outcome, recover, searchers
 from autoprune import reward as rewards
 from autoprune.budget import Budget
 from autoprune.claim import claim
-from autoprune.cost import costs
+from autoprune.cost import account, costs
 from autoprune.criteria import Criterion
 from autoprune.errors import UserError
 from autoprune.evaluate import CRITERION, RECOVERY, Evaluate, Evaluator
 from autoprune.exporters import scheme_file
-from autoprune.forward import Example, call, evaluating, logits, to
+from autoprune.forward import Example, evaluating, first_call, logits, to
 from autoprune.hints import Hints
 from autoprune.ledger import Ledger
 from autoprune.loop import Loop, Stop
 from autoprune.pruned import save_pruned
 from autoprune.recover import Recovery
+from autoprune.references import stable_name
 from autoprune.reward import Reward
 from autoprune.run import LEDGER, ROOT, Run, make_folder, new_name, prepare, surroundings
 from autoprune.scheme import Scheme
@@ -144,14 +145,14 @@ def search(
         "request": {
             **evaluator.protocol,
             "budget": {cost: round(cap, 6) for cost, cap in caps.caps.items()},
-            "searcher": searcher if isinstance(searcher, str) else _reference(searcher),
+            "searcher": stable_name(searcher),
             "options": {key: str(value) for key, value in (options or {}).items()},
             "batch": batch,
             "start": [list(scheme.kept) for scheme in start],
         },
         "fingerprint": evaluator.fingerprint,
         "groups": [group.name for group in space.groups],
-        "reward": reward if isinstance(reward, str) else _reference(reward),
+        "reward": stable_name(reward),
         "source": dict(source or {}),
         "stop": {"trials": trials, "timeout": timeout, "target": target},
         **surroundings(),
@@ -201,8 +202,7 @@ def apply(
     candidate = prune(model, space, kept)
     check_removed(candidate, space, scheme)
     recover.find(recovery)(candidate, recover.Context(model, space, kept, statistics, batches))
-    absolute = {name: cost(scheme) for name, cost in costs(space).items()}
-    fractions = {name: absolute[name] / cost(space.dense) for name, cost in costs(space).items()}
+    absolute, fractions = account(scheme, space, costs(space))
     exact = outcome.with_indices(scheme, kept)
     folder = make_folder(Path(folder).parent, Path(folder).name)
     facts = {"model": {"digest": models.digest(model)}, "costs": {"kept": absolute}}
@@ -244,15 +244,8 @@ def _drive(loop: Loop, evaluator: Evaluator) -> bool:
 def _classes(model: nn.Module, example: Example) -> int | None:
     """The number of classes that the network tells apart."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    try:
-        with torch.no_grad(), evaluating(model):
-            answer = logits(call(model, to(example, device)))
-    except Exception as error:
-        line = next(iter(str(error).strip().splitlines()), "")
-        raise UserError(
-            f"{type(model).__name__} cannot run on the example input ({type(error).__name__}: {line}): "
-            "give an input that model(example) accepts"
-        ) from error
+    with torch.no_grad(), evaluating(model):
+        answer = logits(first_call(model, to(example, device)))
     if answer.dim() != 2:
         raise UserError(
             f"the network's output has shape {tuple(answer.shape)}, which is not (batch, classes): "
@@ -289,10 +282,3 @@ def _baseline(evaluator: Evaluator, uniform: Scheme, reward: Reward, ledger: Led
     trial = Trial(uniform, measurement, rewards.score(reward, measurement))
     ledger.append(uniform, measurement, trial.reward)
     return trial
-
-
-def _reference(function: object) -> str:
-    """How a function is named in the record."""
-    if isinstance(function, partial):
-        return f"{_reference(function.func)} with {dict(function.keywords)}"
-    return f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', type(function).__name__)}"

@@ -92,6 +92,14 @@ def costs(space: SearchSpace, names: tuple[str, ...] = tuple(COSTS)) -> dict[str
     return {name: COSTS[name](space) for name in names}
 
 
+def account(
+    scheme: Scheme, space: SearchSpace, functions: Mapping[str, Cost]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """What a scheme costs, and which fraction that is of the dense network's cost."""
+    absolute = {name: cost(scheme) for name, cost in functions.items()}
+    return absolute, {name: absolute[name] / cost(space.dense) for name, cost in functions.items()}
+
+
 def layer_shares(space: SearchSpace) -> dict[str, float]:
     """Share of the dense MACs per layer."""
     entries = TensorSizes(space, tuple(layer.weight for layer in space.layers))(space.dense)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from autoprune import criteria, layout, recover
-from autoprune.cost import Cost, costs
+from autoprune.cost import Cost, account, costs
 from autoprune.criteria import Criterion
 from autoprune.errors import UserError
 from autoprune.forward import batch_size, call, evaluating, logits, to
 from autoprune.hints import Hints
 from autoprune.recover import Context, Recovery
+from autoprune.references import stable_name
 from autoprune.scheme import Scheme
 from autoprune.slicing import check_removed, choose, prune
 from autoprune.space import SearchSpace
@@ -114,9 +115,9 @@ class Evaluator:
         """
         return {
             "space": self.space.fingerprint,
-            "criterion": _named(self.criterion),
-            "recovery": _named(self.recovery),
-            "evaluate": _named(self.evaluate),
+            "criterion": stable_name(self.criterion),
+            "recovery": stable_name(self.recovery),
+            "evaluate": stable_name(self.evaluate),
             "calibration": _sizes(self.calibration),
             "validation": _sizes(self.validation),
             "threads": self.threads,
@@ -225,8 +226,7 @@ class Evaluator:
         broken = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
         if broken:
             return Measurement(seconds=seconds, error=", ".join(broken))
-        absolute = {name: cost(scheme) for name, cost in self.costs.items()}
-        fractions = {name: value / self.costs[name](self.space.dense) for name, value in absolute.items()}
+        absolute, fractions = account(scheme, self.space, self.costs)
         return replace(observed, costs=absolute, fractions=fractions, seconds=seconds)
 
 
@@ -252,18 +252,3 @@ def _own(found: Any) -> Measurement:
 
 def _sizes(batches: Batches) -> dict[str, int]:
     return {"batches": len(batches), "samples": sum(batch_size(inputs) for inputs, _ in batches)}
-
-
-def _named(function: object) -> str | None:
-    """A stable name for a function in the protocol."""
-    if function is None or isinstance(function, str):
-        return function
-    if isinstance(function, partial):
-        keywords = sorted(function.keywords.items())
-        given = [_value(value) for value in function.args] + [f"{name}={_value(value)}" for name, value in keywords]
-        return f"{_named(function.func)}({', '.join(given)})"
-    return f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', type(function).__name__)}"
-
-
-def _value(value: object) -> str:
-    return f"{_named(value)}" if callable(value) else repr(value)

@@ -41,6 +41,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def first_call(model: nn.Module, example: Example) -> Any:
+    """A forward pass of a network that nobody has tried yet: what it raises becomes a :class:`UserError`."""
+    try:
+        return call(model, example)
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        raise UserError(
+            f"{type(model).__name__} cannot run on the example input: {type(error).__name__}: "
+            f"{lines[0] if lines else ''}; give an input that model(example) accepts"
+        ) from error
+
+
 def batch_size(example: Example) -> int:
     """Samples in an example: the length of the first tensor that has an axis."""
     for tensor in _tensors(example):

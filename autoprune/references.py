@@ -6,6 +6,7 @@ import importlib
 import sys
 from collections.abc import Mapping
 from difflib import get_close_matches
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from pkgutil import resolve_name
@@ -80,3 +81,18 @@ def close(name: str, known: list[str] | tuple[str, ...]) -> str:
     """The end of a message about an unknown name: ``; close: a, b``, or nothing when none is close."""
     matches = get_close_matches(name, known, n=4, cutoff=0.6)
     return f"; close: {', '.join(matches)}" if matches else ""
+
+
+def stable_name(given: object) -> str | None:
+    """How a record names a function, the same in every session; a name, or None, is returned as it is."""
+    if given is None or isinstance(given, str):
+        return given
+    if isinstance(given, partial):
+        keywords = sorted(given.keywords.items())
+        values = [_value(value) for value in given.args] + [f"{name}={_value(value)}" for name, value in keywords]
+        return f"{stable_name(given.func)}({', '.join(values)})"
+    return f"{getattr(given, '__module__', '')}:{getattr(given, '__qualname__', type(given).__name__)}"
+
+
+def _value(value: object) -> str:
+    return f"{stable_name(value)}" if callable(value) else repr(value)

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from autoprune.errors import UserError
-from autoprune.forward import Example, call, outputs
+from autoprune.forward import Example, first_call, outputs
 
 from .labels import Book
 from .rules import PRODUCTS, Call, rule_for, unforeseen
@@ -26,15 +26,8 @@ def follow(model: nn.Module, example: Example) -> Book:
     Raises :class:`UserError` when the network cannot run on the example, or returns no tensor.
     """
     book = Book(model)
-    try:
-        with torch.no_grad(), untouched_rng(), _unfused(), _Follow(book):
-            result = call(model, example)
-    except Exception as error:
-        lines = str(error).strip().splitlines()
-        raise UserError(
-            f"{type(model).__name__} cannot run on the example input: {type(error).__name__}: "
-            f"{lines[0] if lines else ''}; give an input that model(example) accepts"
-        ) from error
+    with torch.no_grad(), untouched_rng(), _unfused(), _Follow(book):
+        result = first_call(model, example)
     if not outputs(result):
         raise UserError(
             f"{type(model).__name__} returned {type(result).__name__}, in which no tensor is found: "
