@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from autoprune import criteria, data, models, outcome, recover, searchers
+from autoprune import criteria, data, models, outcome, recover, searchers, settings
 from autoprune import reward as rewards
 from autoprune.budget import Budget
 from autoprune.claim import claim
@@ -44,6 +45,7 @@ from autoprune.searchers import Searcher
 from autoprune.slicing import check_removed, choose, prune
 from autoprune.space import SearchSpace
 from autoprune.statistics import Statistics
+from autoprune.tensorboard import check_installed, drawn
 from autoprune.trial import Measurement, Trial
 
 SEARCHER = "swap"
@@ -86,6 +88,7 @@ def search(
     name: str | None = None,
     source: Mapping[str, Any] | None = None,
     listener: Listener | None = None,
+    tensorboard: bool = False,
 ) -> Run:
     """Search the kept channels of every layer of ``model`` under ``budget``.
 
@@ -95,17 +98,20 @@ def search(
     is kept: ``"macs=50%"``, ``"params=1.2M"``, several in a list.
 
     ``searcher``, ``criterion``, ``recovery`` and ``reward`` are built-in names, ``package.module:function``
-    or functions; ``options`` go to the searcher. ``evaluate(model) -> {name: number}`` replaces the
-    classification measures; without a ``loss`` among its answers a ``reward`` has to be chosen.
+    or functions; ``options`` go to the searcher, a reward has its own bound with ``functools.partial``.
+    ``evaluate(model) -> {name: number}`` replaces the classification measures; without a ``loss`` among its
+    answers a ``reward`` has to be chosen.
     ``trials``, ``timeout`` (seconds of measuring) and ``target`` (a reward) stop the search. ``start`` are
     schemes to begin from. ``name`` and ``source`` (how to load the network again) are written down.
 
     Everything goes to ``root/run``. The same name and request continue a run: what was measured is not
     measured again, and a larger ``trials`` extends it. ``model`` is left as it is. Ctrl-C ends the search
     with the best so far. ``listener(event, facts)`` is told "traced", "budget", "dense", "uniform", "trial",
-    "done".
+    "done"; ``tensorboard`` draws the trials as curves in the run's folder, see :mod:`autoprune.tensorboard`.
     """
     tell = listener or (lambda event, facts: None)
+    if tensorboard:
+        check_installed()
     if evaluate is not None and test is not None:
         raise UserError(
             "test is for class labels: with an evaluate function, measure run.model on the test data yourself"
@@ -158,7 +164,7 @@ def search(
         **surroundings(),
     }
     folder = make_folder(root, run or new_name(root, shown, "-".join(caps.caps)))
-    with claim(folder):
+    with claim(folder), drawn(folder, tell) if tensorboard else nullcontext(tell) as tell:
         prepare(folder, config)
         ledger = Ledger(folder / LEDGER, evaluator.fingerprint, space.groups)
         _check_dense(evaluator)
@@ -213,10 +219,7 @@ def apply(
 def _searcher(searcher: str | Searcher, options: Mapping[str, Any]) -> Searcher:
     """The searcher with its options, which must be its own."""
     found = searchers.find(searcher)
-    known = searchers.options(found)
-    for name in options:
-        if name not in known:
-            raise UserError(f"the searcher has no option {name!r}: it has {', '.join(known) or 'none'}")
+    settings.check(found, searchers.KIND, options)
     return partial(found, **options)
 
 
@@ -279,6 +282,10 @@ def _check_dense(evaluator: Evaluator) -> None:
 def _baseline(evaluator: Evaluator, uniform: Scheme, reward: Reward, ledger: Ledger) -> Trial:
     """The uniform scheme, measured like every candidate."""
     measurement = ledger.find(uniform) or evaluator(uniform)
-    trial = Trial(uniform, measurement, rewards.score(reward, measurement))
+    try:
+        trial = Trial(uniform, measurement, rewards.score(reward, measurement))
+    except UserError:
+        ledger.append(uniform, measurement, None)  # sound, whatever the reward: the next attempt finds it
+        raise
     ledger.append(uniform, measurement, trial.reward)
     return trial

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autoprune import settings
 from autoprune.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
     from torch import nn
 
+    from autoprune.reward import Reward
     from autoprune.scheme import Scheme
     from autoprune.space import SearchSpace
 
@@ -108,18 +110,29 @@ def make_space(
     return narrowed
 
 
-def read_settings(searcher: Any, settings: Sequence[str] | None) -> dict[str, Any]:
-    """``--set KEY=VALUE`` as typed options."""
+def read_settings(searcher: str, texts: Sequence[str] | None) -> dict[str, Any]:
+    """``--set KEY=VALUE`` as typed options of the searcher."""
     from autoprune import searchers
 
+    return settings.read(searchers.find(searcher), searchers.KIND, _pairs("--set", texts))
+
+
+def make_reward(reward: str, texts: Sequence[str] | None) -> str | Reward:
+    """The reward of the command line: its name alone, or the function with options from ``--reward-set KEY=VALUE``."""
+    from autoprune import reward as rewards
+
+    found = rewards.find(reward)
+    return rewards.find(rewards.configure(found, _pairs("--reward-set", texts))) if texts else reward
+
+
+def _pairs(option: str, texts: Sequence[str] | None) -> dict[str, str]:
     pairs = {}
-    for item in settings or []:
+    for item in texts or []:
         key, equals, value = item.partition("=")
         if not equals:
-            raise UserError(f"--set {item!r}: write KEY=VALUE")
+            raise UserError(f"{option} {item!r}: write KEY=VALUE")
         pairs[key.strip()] = value.strip()
-    configured: Any = searchers.configure(searcher, pairs)
-    return dict(configured.keywords)
+    return pairs
 
 
 def read_scheme(path: str, space: SearchSpace) -> Scheme:

@@ -145,11 +145,27 @@ class Budget:
         smallest. The smallest legal count is the answer when no count fits.
         """
         group = len(prefix)
-        undecided = self.space.smallest.kept[group:]
-        scheme = Scheme((*prefix, *undecided), self.space.granularity)
+        scheme = self._completed(prefix, self.space.smallest)
         counts = self.space.groups[group].counts
         best = _largest(counts, lambda count: self.allows(scheme.replace(group, count)))
         return counts[0] if best is None else best
+
+    def least(self, prefix: Sequence[int]) -> int:
+        """The wall's other side: the fewest channels the next group may keep so that the budget can be used up.
+
+        With the groups after the next one at their largest, a cap is reached from this count on. Never more
+        than :meth:`ceiling`; the largest legal count where the budget cannot be used up any more.
+        """
+        group = len(prefix)
+        scheme = self._completed(prefix, self.space.largest)
+        counts = self.space.groups[group].counts
+        below = _largest(counts, lambda count: self.load(scheme.replace(group, count)) < 1)
+        enough = counts[0] if below is None else counts[min(counts.index(below) + 1, len(counts) - 1)]
+        return min(enough, self.ceiling(prefix))
+
+    def _completed(self, prefix: Sequence[int], rest: Scheme) -> Scheme:
+        """The decided counts, and those of ``rest`` for the groups after them."""
+        return Scheme((*prefix, *rest.kept[len(prefix) :]), self.space.granularity)
 
 
 def _largest(counts: Sequence[int], fits: Callable[[int], bool]) -> int | None:

@@ -75,8 +75,15 @@ def search(
     criterion: Criterion = "obs",
     recovery: Recovery = "least_squares+recalibrate_bn",
     reward: Annotated[
-        str, typer.Option(help="neg_loss, neg_kl, accuracy, amc_err, amc_flops or package.module:function")
+        str,
+        typer.Option(
+            help="neg_loss, neg_kl, accuracy, amc_err, amc_flops, amc_param, latency_penalised, constraint_punish "
+            "or package.module:function"
+        ),
     ] = "neg_loss",
+    reward_settings: Annotated[
+        list[str] | None, typer.Option("--reward-set", help="an option of the reward: KEY=VALUE; repeatable")
+    ] = None,
     trials: Annotated[int | None, typer.Option(help="distinct schemes to measure")] = 100,
     timeout: Annotated[float | None, typer.Option(help="seconds of measuring")] = None,
     target: Annotated[float | None, typer.Option(help="stop at this reward")] = None,
@@ -92,6 +99,9 @@ def search(
     tie: Tie = None,
     start: Annotated[list[str] | None, typer.Option(help="scheme file to start from; repeatable")] = None,
     as_json: Json = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="draw the trials as TensorBoard curves, in the run's folder")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print nothing but the result's folder")] = False,
     debug: Debug = False,
 ) -> None:
@@ -103,17 +113,18 @@ def search(
     """
     from rich.console import Console
 
-    from autoprune import api, searchers
+    from autoprune import api
     from autoprune.progress import Watch
 
     console = Console(stderr=as_json, quiet=quiet)
+    chosen = arguments.read_settings(searcher, settings)
+    scored = arguments.make_reward(reward, reward_settings)
     data = data or arguments.default_data(model)
     images = arguments.image_counts(data, calibration, validation)
     network = arguments.make_network(model, weights, num_classes, Path(root), console)
     splits = arguments.load_splits(data, images, data_seed, mean, std, input_size)
     example = splits.validation[0][0][:1]
     space = arguments.make_space(network, example, include, exclude, round_to, rates, tie)
-    chosen = arguments.read_settings(searchers.find(searcher), settings)
     watch = Watch(console, trials, quiet or as_json)
     try:
         result = api.search(
@@ -126,7 +137,7 @@ def search(
             options=chosen,
             criterion=criterion,
             recovery=recovery,
-            reward=reward,
+            reward=scored,
             test=splits.test,
             trials=trials,
             timeout=timeout,
@@ -140,6 +151,7 @@ def search(
             root=root,
             name=model,
             listener=watch,
+            tensorboard=tensorboard,
             source={
                 "model": model,
                 "weights": weights,
@@ -159,7 +171,7 @@ def search(
     elif quiet:
         print(result.folder)
     else:
-        _tell_result(console, result)
+        _tell_result(console, result, tensorboard)
 
 
 @app.command()
@@ -368,7 +380,7 @@ def runs(
         print(f"no runs in {root}/")
 
 
-def _tell_result(console: Console, result: Run) -> None:
+def _tell_result(console: Console, result: Run, tensorboard: bool) -> None:
     from autoprune import report
 
     summary = result.summary
@@ -380,8 +392,10 @@ def _tell_result(console: Console, result: Run) -> None:
     if summary["kept"] == summary["uniform"]:
         console.print("nothing better than uniform rates was found: give it more --trials")
     console.print(f"\n{result.folder}/ has scheme.json, pruned.safetensors, widths.svg and every measurement")
+    curves = f"   tensorboard --logdir {result.folder}" if tensorboard else ""
     console.print(
-        f"next: autoprune show {result.folder}   autoprune export {result.folder} --to torch_pruning", soft_wrap=True
+        f"next: autoprune show {result.folder}   autoprune export {result.folder} --to torch_pruning{curves}",
+        soft_wrap=True,
     )
 
 

@@ -8,7 +8,7 @@ norm, activation, pooling and the products inside attention are free. Parameters
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,24 +61,41 @@ class TensorSizes:
 
     def __call__(self, scheme: Scheme) -> NDArray[np.float64]:
         """Entries per tensor, in the order the tensors were named."""
-        lengths = self._rest + self._slope @ np.asarray(scheme.kept, dtype=np.float64)
-        entries: NDArray[np.float64] = np.rint(self._constant * lengths[self._rows[0]] * lengths[self._rows[1]])
+        entries: NDArray[np.float64] = np.rint(self.at(np.asarray(scheme.kept, dtype=np.float64)))
+        return entries
+
+    def at(self, kept: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Entries per tensor at counts that need not be whole."""
+        lengths = self._rest + self._slope @ kept
+        entries: NDArray[np.float64] = self._constant * lengths[self._rows[0]] * lengths[self._rows[1]]
         return entries
 
 
-def _weighted(scheme: Scheme, sizes: TensorSizes, weights: NDArray[np.float64]) -> float:
-    return float(sizes(scheme) @ weights)
+@dataclass(frozen=True, eq=False)
+class WeightedSizes:
+    """The entries of some tensors, each counted ``weights`` times."""
+
+    sizes: TensorSizes
+    weights: NDArray[np.float64]
+
+    def __call__(self, scheme: Scheme) -> float:
+        """The cost of a scheme."""
+        return float(self.sizes(scheme) @ self.weights)
+
+    def at(self, kept: NDArray[np.float64]) -> float:
+        """The cost at counts that need not be whole."""
+        return float(self.sizes.at(kept) @ self.weights)
 
 
 def macs(space: SearchSpace) -> Cost:
     """Multiply-adds of convolution and linear layers for one sample."""
     sizes = TensorSizes(space, tuple(layer.weight for layer in space.layers))
-    return partial(_weighted, sizes=sizes, weights=np.array([layer.positions for layer in space.layers], np.float64))
+    return WeightedSizes(sizes, np.array([layer.positions for layer in space.layers], np.float64))
 
 
 def params(space: SearchSpace) -> Cost:
     """Entries of all parameters."""
-    return partial(_weighted, sizes=TensorSizes(space, tuple(space.shapes)), weights=np.ones(len(space.shapes)))
+    return WeightedSizes(TensorSizes(space, tuple(space.shapes)), np.ones(len(space.shapes)))
 
 
 COSTS: Mapping[str, Callable[[SearchSpace], Cost]] = {"macs": macs, "params": params}

@@ -7,8 +7,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -31,6 +30,7 @@ from autoprune.scheme import Scheme
 from autoprune.slicing import check_removed, choose, prune
 from autoprune.space import SearchSpace
 from autoprune.statistics import Batches, Statistics, class_labels
+from autoprune.threads import fixed_threads
 from autoprune.trial import Measurement
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
@@ -228,17 +228,6 @@ class Evaluator:
             return Measurement(seconds=seconds, error=", ".join(broken))
         absolute, fractions = account(scheme, self.space, self.costs)
         return replace(observed, costs=absolute, fractions=fractions, seconds=seconds)
-
-
-@contextmanager
-def fixed_threads(threads: int) -> Iterator[None]:
-    """A number of torch threads, restored afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _own(found: Any) -> Measurement:

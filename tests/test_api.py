@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import nn
 import autoprune
 from autoprune import data, demo
 from autoprune.errors import UserError
+from autoprune.reward import constraint_punish
 from autoprune.run import LEDGER, Run
 
 
@@ -109,6 +111,22 @@ def test_another_reward_reuses_the_measurements(search, monkeypatch):
     assert run.summary["reward"] == run.summary["rows"]["found"]["accuracy"]
 
 
+def test_options_of_a_reward_are_written_down_and_wrong_ones_refused_before_any_run_exists(search, tmp_path):
+    with pytest.raises(UserError, match="target = 2"):
+        search(reward=partial(constraint_punish, target=2))
+    assert not (tmp_path / "one").exists()
+    run = search(searcher="uniform", reward=partial(constraint_punish, target=0.3))
+    assert run.summary["reward"] == pytest.approx(0.3 - run.summary["rows"]["found"]["fractions"]["macs"])
+    assert Run.open(run.folder).config["reward"] == "autoprune.reward:constraint_punish(target=0.3)"
+
+
+def test_what_a_wrong_reward_could_not_score_is_not_measured_again(search, monkeypatch):
+    with pytest.raises(UserError, match="returned '.*' .str.: a reward must be a finite number"):
+        search(searcher="uniform", reward=lambda m: str(m.accuracy))
+    monkeypatch.setattr(autoprune.Evaluator, "candidate", _only_for_the_answer(autoprune.Evaluator.candidate))
+    assert search(searcher="uniform").summary["trials"] == 1
+
+
 def _only_for_the_answer(original):
     """Let the sanity check and the final networks through, but no more than that."""
     calls = []
@@ -195,8 +213,10 @@ def test_a_start_scheme_is_tried(search):
 
 
 def test_an_option_that_the_searcher_does_not_have_is_refused(search):
-    with pytest.raises(UserError, match="no option 'spread': it has step, swaps, screen"):
+    with pytest.raises(UserError, match="searcher swap has no option 'spread': its options are step, swaps, screen"):
         search(options={"spread": 1})
+    with pytest.raises(UserError, match="searcher swap: option screen='4': expected a whole number"):
+        search(options={"screen": "4"})
 
 
 def test_an_unreachable_budget_is_refused_with_the_range_before_any_run_exists(search, tmp_path):

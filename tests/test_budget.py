@@ -188,6 +188,54 @@ def test_the_greediest_episode_leaves_no_step_to_the_last_group() -> None:
     assert prefix[-1] == last.width or not budget.allows(Scheme((*prefix[:-1], prefix[-1] + 1)))
 
 
+# --- least ---
+
+
+@given(budget=budgets(), data=st.data())
+@settings(max_examples=100, deadline=None)
+def test_least_is_the_first_count_from_which_a_cap_can_be_reached_and_never_above_the_ceiling(
+    budget: Budget, data: st.DataObject
+) -> None:
+    space = budget.space
+    prefix = tuple(data.draw(st.sampled_from(group.counts)) for group in space.groups)
+    for g, group in enumerate(space.groups):
+        largest = Scheme((*prefix[:g], *space.largest.kept[g:]))
+        reaching = [count for count in group.counts if budget.load(largest.replace(g, count)) >= 1]
+        expected = min(min(reaching, default=group.counts[-1]), budget.ceiling(prefix[:g]))
+        assert budget.least(prefix[:g]) == expected
+
+
+@given(budget=budgets(), data=st.data())
+@settings(max_examples=100, deadline=None)
+def test_an_episode_between_least_and_ceiling_fills_the_budget_but_for_a_step(
+    budget: Budget, data: st.DataObject
+) -> None:
+    prefix: list[int] = []
+    for group in budget.space.groups:
+        low, high = budget.least(prefix), budget.ceiling(prefix)
+        assert low <= high
+        prefix.append(data.draw(st.sampled_from([count for count in group.counts if low <= count <= high])))
+    scheme = Scheme(tuple(prefix))
+    assert budget.allows(scheme)
+    larger = larger_by_one_step(budget.space, scheme)
+    assert not larger or budget.load(scheme) >= 1 or any(not budget.allows(grown) for grown in larger)
+
+
+def test_the_least_of_a_budget_that_is_out_of_reach_from_above_is_everything() -> None:
+    budget = Budget.parse("macs=130%", CHAIN)
+    prefix: list[int] = []
+    for _ in CHAIN.groups:
+        prefix.append(budget.least(prefix))
+    assert Scheme(tuple(prefix)) == CHAIN.dense
+
+
+def test_the_least_leaves_the_rest_just_enough() -> None:
+    space = toy.chain((10, 10))
+    budget = Budget(space, {"channels": 14}, {"channels": lambda scheme: float(sum(scheme.kept))})
+    assert budget.least([]) == 4
+    assert [budget.least([first]) for first in (4, 7, 10)] == [10, 7, 4]
+
+
 # --- reading and refusing ---
 
 

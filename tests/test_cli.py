@@ -168,6 +168,11 @@ SEARCH = ("search", "--calibration", "64", "--validation", "64", "--trials", "1"
         ((*SEARCH, "--criterion", "tailor"), "taylor"),
         ((*SEARCH, "--recovery", "bn"), "recalibrate_bn"),
         ((*SEARCH, "--reward", "acuracy"), "accuracy"),
+        ((*SEARCH, "--reward", "accuracy", "--reward-set", "target=0.5"), "reward accuracy has no option 'target'"),
+        ((*SEARCH, "--reward", "constraint_punish", "--reward-set", "target=50"), "target = 50.0"),
+        ((*SEARCH, "--reward", "constraint_punish", "--reward-set", "target=half"), "target='half': expected a number"),
+        ((*SEARCH, "--reward-set", "target"), "--reward-set 'target': write KEY=VALUE"),
+        ((*SEARCH, "--reward", "latency_penalised"), "needs 'latency'"),
         ((*SEARCH, "--trials", "0"), "trials = 0"),
         ((*SEARCH, "--mean", "a,b"), "--mean"),
         ((*SEARCH, "--run", "../up"), "../up"),
@@ -260,3 +265,25 @@ def test_apply_chooses_and_repairs_with_data(call, home):
     )  # fmt: skip
     assert status == 0, err
     assert json.loads(out)["fractions"]["macs"] < 1
+
+
+def test_options_of_the_reward_are_taken_and_written_down(call, home):
+    status, out, err = call(
+        *SEARCH, "--run", "hard", "--searcher", "uniform", "--json",
+        "--reward", "constraint_punish", "--reward-set", "target=0.3", "--reward-set", "cost=params",
+    )  # fmt: skip
+    assert status == 0, err
+    found = json.loads(out)
+    over = found["rows"]["found"]["fractions"]["params"] - 0.3
+    assert over > 0
+    assert found["reward"] == pytest.approx(-over)
+    config = json.loads((home / "runs" / "hard" / "config.json").read_text())
+    assert config["reward"] == "autoprune.reward:constraint_punish(cost='params', target=0.3)"
+
+
+def test_tensorboard_curves_lie_in_the_folder_of_the_run(call, home):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    status, out, err = call(*SEARCH, "--run", "drawn", "--searcher", "uniform", "--tensorboard")
+    assert status == 0, err
+    assert "tensorboard --logdir runs/drawn" in out
+    assert len(list((home / "runs" / "drawn" / "tensorboard").glob("events.out.tfevents.*"))) == 1

@@ -56,6 +56,25 @@ def test_a_layer_that_runs_twice_costs_twice_and_its_weights_once() -> None:
     assert cost.params(twice)(twice.dense) == cost.params(once)(once.dense)
 
 
+@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
+def test_costs_at_whole_counts_are_the_costs_of_the_scheme(space: SearchSpace) -> None:
+    rng = np.random.default_rng(0)
+    for function in (cost.macs(space), cost.params(space)):
+        for _ in range(10):
+            scheme = Scheme(tuple(int(rng.choice(group.counts)) for group in space.groups))
+            assert function.at(np.array(scheme.kept, dtype=np.float64)) == pytest.approx(function(scheme))
+
+
+def test_costs_between_whole_counts_are_products_of_fractional_lengths() -> None:
+    space = toy.chain((4, 8), pixels=(64, 16), inputs=3, classes=10)
+    a, b = 2.5, 3.25
+    kept = np.array([a, b])
+    assert cost.macs(space).at(kept) == pytest.approx(64 * a * 3 * 9 + 16 * b * a * 9 + 10 * b)
+    assert cost.params(space).at(kept) == pytest.approx((a * 3 * 9 + 2 * a) + (b * a * 9 + 2 * b) + (10 * b + 10))
+    sizes = cost.TensorSizes(space, ("conv1.weight", "head.bias"))
+    assert sizes.at(kept) == pytest.approx([b * a * 9, 10])
+
+
 def test_costs_never_fall_when_a_group_grows() -> None:
     for space in SPACES.values():
         for function in cost.costs(space).values():

@@ -38,13 +38,10 @@ from __future__ import annotations
 
 import functools
 import inspect
-import types
-import typing
 from collections.abc import Callable, Generator, Mapping
-from typing import Any
 
-from autoprune.errors import UserError
-from autoprune.references import close, function
+from autoprune import settings
+from autoprune.references import function
 from autoprune.scheme import Scheme
 from autoprune.trial import Trial
 
@@ -57,10 +54,12 @@ SEARCHERS: Mapping[str, str] = {
     "random": "autoprune.searchers.random_rates:random_rates",
     "netadapt": "autoprune.searchers.netadapt:netadapt",
     "swap": "autoprune.searchers.swap:swap",
+    "ddpg": "autoprune.searchers.ddpg:ddpg",
+    "td3": "autoprune.searchers.ddpg:td3",
+    "sac": "autoprune.searchers.ddpg:sac",
 }
-GIVEN = ("space", "budget", "seed", "hints", "batch")
-"""Arguments that every searcher receives from the loop; all others are its options."""
-TRUTH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+KIND = settings.Kind("searcher", positions=2, names=("seed", "hints", "batch"))
+"""Space and budget, and these by name, come from the loop; all other arguments are the searcher's options."""
 
 
 def find(searcher: str | Searcher) -> Searcher:
@@ -71,51 +70,9 @@ def find(searcher: str | Searcher) -> Searcher:
 
 def options(searcher: Searcher) -> dict[str, inspect.Parameter]:
     """What ``--set`` may change about a searcher, with types and defaults."""
-    try:
-        parameters = inspect.signature(searcher, eval_str=True).parameters
-    except NameError as error:
-        raise UserError(f"the annotations of searcher {_name(searcher)} cannot be read: {error}") from error
-    return {
-        name: parameter
-        for name, parameter in parameters.items()
-        if name not in GIVEN and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    }
+    return settings.options(searcher, KIND)
 
 
-def configure(searcher: Searcher, settings: Mapping[str, str]) -> Searcher:
+def configure(searcher: Searcher, texts: Mapping[str, str]) -> Searcher:
     """The searcher with options given as text, each read as the type it is annotated with."""
-    known = options(searcher)
-    values = {}
-    for name, text in settings.items():
-        if name not in known:
-            listed = f"its options are {', '.join(known)}" if known else "it has no options"
-            raise UserError(f"searcher {_name(searcher)} has no option {name!r}: {listed}{close(name, list(known))}")
-        values[name] = _read(name, text, known[name])
-    return functools.partial(searcher, **values)
-
-
-def _read(name: str, text: str, parameter: inspect.Parameter) -> Any:
-    """One value; an option without annotation has the type of its default."""
-    kind = type(parameter.default) if parameter.annotation is parameter.empty else parameter.annotation
-    kinds = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
-    if types.NoneType in kinds and text.lower() == "none":
-        return None
-    if bool in kinds and text.lower() in TRUTH:
-        return TRUTH[text.lower()]
-    for number in (int, float):
-        if number in kinds:
-            try:
-                return number(text)
-            except ValueError:
-                continue
-    if str in kinds:
-        return text
-    words = {bool: "true or false", int: "a whole number", float: "a number", types.NoneType: "none"}
-    expected = " or ".join(words.get(k, getattr(k, "__name__", str(k))) for k in kinds)
-    raise UserError(f"option {name}={text!r}: expected {expected}")
-
-
-def _name(searcher: Searcher) -> str:
-    while isinstance(searcher, functools.partial):
-        searcher = searcher.func
-    return getattr(searcher, "__name__", type(searcher).__name__)
+    return functools.partial(searcher, **settings.read(searcher, KIND, texts))

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoprune.budget import Budget
+from autoprune.hints import Hints
 from autoprune.scheme import Scheme
 from autoprune.space import SearchSpace
 
@@ -39,6 +40,18 @@ def per_load(space: SearchSpace, budget: Budget, scores: Sequence[NDArray[np.flo
         cut = (group.width - group.counts[0]) // group.unit
         divided.append(np.asarray(scores[g]) * (cut / freed if freed > 0 else 1.0))
     return divided
+
+
+def starts(space: SearchSpace, budget: Budget, hints: Hints) -> list[Scheme]:
+    """What is worth a trial before anything is known: equal rates, two rankings, and the schemes given."""
+    found = [budget.fit(np.ones(len(space)))]
+    if hints.scores:
+        found.append(ranking(space, budget, hints.scores))
+        found.append(ranking(space, budget, per_load(space, budget, hints.scores)))
+    for start in hints.starts:
+        space.check(start)
+        found.append(start if budget.allows(start) else budget.fit(space.rates(start)))
+    return found
 
 
 def _above(space: SearchSpace, scores: Sequence[NDArray[np.float64]], threshold: float) -> Scheme:

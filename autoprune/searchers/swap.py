@@ -14,7 +14,7 @@ from autoprune.errors import UserError
 from autoprune.hints import Hints
 from autoprune.scheme import Scheme
 from autoprune.searchers import Proposals
-from autoprune.searchers.ranking import per_load, ranking
+from autoprune.searchers.ranking import starts
 from autoprune.space import SearchSpace
 from autoprune.trial import Trial
 
@@ -49,16 +49,18 @@ def swap(
             f"swap: step={step} must lie in (0, {WIDEST}], swaps={swaps} and screen={screen} must be at least 1"
         )
     rng = np.random.default_rng(seed)
-    starts = _starts(space, budget, hints, batch, rng)
-    seen = set(starts)
+    begin = starts(space, budget, hints)
+    begin += [budget.fit(rng.uniform(0.2, 1.0, len(space))) for _ in range(batch - len(begin))]
+    begin = list(dict.fromkeys(begin))
+    seen = set(begin)
     told: list[Trial] = []
-    for at in range(0, len(starts), batch):
-        told += _usable((yield starts[at : at + batch]))
+    for at in range(0, len(begin), batch):
+        told += _usable((yield begin[at : at + batch]))
     best = _best(told)
 
     narrowest = 1 / int(space.widths.max())
     while True:
-        parent = starts[0] if best is None else best.scheme
+        parent = begin[0] if best is None else best.scheme
         drawn = (_child(space, budget, parent, step, swaps, rng) for _ in range(screen * batch))
         children = list(dict.fromkeys(child for child in drawn if child is not None and child not in seen))
         if not children:
@@ -83,19 +85,6 @@ def _usable(trials: Sequence[Trial]) -> list[Trial]:
 def _best(trials: Sequence[Trial]) -> Trial | None:
     """The first of the best, so that an equal newcomer is no success."""
     return max(trials, key=lambda trial: trial.reward, default=None)
-
-
-def _starts(space: SearchSpace, budget: Budget, hints: Hints, batch: int, rng: np.random.Generator) -> list[Scheme]:
-    """What is worth a trial before anything is known, without repetition."""
-    starts = [budget.fit(np.ones(len(space)))]
-    if hints.scores:
-        starts.append(ranking(space, budget, hints.scores))
-        starts.append(ranking(space, budget, per_load(space, budget, hints.scores)))
-    for start in hints.starts:
-        space.check(start)
-        starts.append(start if budget.allows(start) else budget.fit(space.rates(start)))
-    starts += [budget.fit(rng.uniform(0.2, 1.0, len(space))) for _ in range(batch - len(starts))]
-    return list(dict.fromkeys(starts))
 
 
 def _child(

@@ -1,0 +1,105 @@
+"""The trials of a search as TensorBoard curves: a listener for :func:`autoprune.search`.
+
+    tensorboard --logdir runs
+
+``reward/last`` and ``reward/best`` (of the affordable trials), ``fraction/<cost>`` of the dense network's cost,
+``loss``, ``accuracy``, ``kl``, ``metrics/<name>`` of an own ``evaluate``, and ``kept/<group>``, the rate that a group
+keeps. A step is a trial, numbered from 1. A number that a trial does not have is left out (a failed one has only its
+rates).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autoprune.errors import UserError
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+FOLDER = "tensorboard"
+SUFFIX = ".autoprune"  # of event files written here: only these are ever removed
+FLUSH = 5  # seconds until somebody who watches sees a trial
+
+Listener = Callable[[str, Mapping[str, Any]], Any]
+
+
+def check_installed() -> None:
+    """Refuse, with the remedy, if TensorBoard cannot be imported."""
+    _writer()
+
+
+@contextmanager
+def drawn(run: Path, listener: Listener) -> Iterator[Listener]:
+    """The listener of a search in the folder ``run``, which from now on draws what it hears as well."""
+    with closing(Curves(run / FOLDER)) as curves:
+
+        def both(event: str, facts: Mapping[str, Any]) -> Any:
+            curves(event, facts)
+            return listener(event, facts)
+
+        yield both
+
+
+class Curves:
+    """Writes event files into ``folder``; safe to close twice.
+
+    A continued run replays its trials, so event files of earlier sessions are removed when the first trial comes,
+    or every curve would be there twice.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._open: SummaryWriter | None = None
+
+    def __call__(self, event: str, facts: Mapping[str, Any]) -> None:
+        """Take one event of the search; all but trials pass by."""
+        if event == "trial":
+            step = len(facts["loop"].trials)
+            for tag, value in _numbers(facts):
+                if math.isfinite(value):
+                    self._writer.add_scalar(tag, value, step)
+
+    def close(self) -> None:
+        """Write down what still waits."""
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+
+    @property
+    def _writer(self) -> SummaryWriter:
+        if self._open is None:
+            for path in self.folder.glob(f"events.out.tfevents.*{SUFFIX}"):
+                path.unlink()
+            # The purge tells a TensorBoard that is watching to forget the curves of the removed files.
+            self._open = _writer()(str(self.folder), purge_step=0, flush_secs=FLUSH, filename_suffix=SUFFIX)
+        return self._open
+
+
+def _numbers(facts: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Every number of a trial under its tag."""
+    trial, loop = facts["trial"], facts["loop"]
+    m = trial.measurement
+    yield "reward/last", trial.reward
+    if loop.best is not None:
+        yield "reward/best", loop.best.reward
+    yield from ((f"fraction/{name}", value) for name, value in m.fractions.items())
+    yield from (("loss", m.loss), ("accuracy", m.accuracy), ("kl", m.kl))
+    yield from ((f"metrics/{name}", value) for name, value in m.metrics.items())
+    space = loop.budget.space
+    rates = space.rates(trial.scheme)
+    yield from ((f"kept/{group.name}", float(rate)) for group, rate in zip(space.groups, rates, strict=True))
+
+
+def _writer() -> type[SummaryWriter]:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError(
+            f"TensorBoard curves need a package that cannot be imported ({error}): pip install 'autoprune[tensorboard]'"
+        ) from error
+    return SummaryWriter
