@@ -56,7 +56,7 @@ def curves(lines: Mapping[str, NDArray[np.float64]], title: str, across: str, no
 
     Values that are not finite leave a gap at the beginning. The vertical axis spans the medians.
     """
-    longest = max(rows.shape[1] for rows in lines.values())
+    longest = max(int(rows.shape[1]) for rows in lines.values())
     medians = {name: np.median(rows, axis=0) for name, rows in lines.items()}
     finite = np.concatenate([median[np.isfinite(median)] for median in medians.values()])
     low, high = float(finite.min()), float(finite.max())

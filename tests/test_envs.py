@@ -318,18 +318,19 @@ def test_the_inputs_of_a_transposed_convolution_are_its_inputs() -> None:
 # -- what an episode reports ---------------------------------------------------------------------
 
 
-def test_info_tells_the_decisions_and_what_they_cost() -> None:
-    budget = Budget.parse("macs=50%", CHAIN)
-    steps = walk(made(CHAIN, budget=budget), [1.0, -0.2, 0.4])
+@pytest.mark.parametrize("space", [CHAIN, SPACES["limited"]], ids=["chain", "limited"])
+def test_info_tells_the_decisions_and_what_they_cost(space: SearchSpace) -> None:
+    budget = Budget.parse("macs=50%", space)
+    steps = walk(made(space, budget=budget), [1.0, -0.2, 0.4])
     for number, (*_, info) in enumerate(steps):
         assert len(info["kept"]) == number
-        scheme = Scheme((*info["kept"], *CHAIN.largest.kept[number:]))
-        assert (info["costs"], info["fractions"]) == account(scheme, CHAIN, budget.costs)
+        scheme = Scheme((*info["kept"], *space.largest.kept[number:]))
+        assert (info["costs"], info["fractions"]) == account(scheme, space, budget.costs)
         assert set(info["costs"]) == {"macs", "params"}
         assert ("scheme" in info) == (number == 3)
         assert "measurement" not in info
         if number:
-            assert info["rate"] == info["kept"][-1] / CHAIN.groups[number - 1].width
+            assert info["rate"] == info["kept"][-1] / space.groups[number - 1].width
     assert steps[-1][-1]["scheme"] == Scheme(steps[-1][-1]["kept"])
     assert budget.allows(steps[-1][-1]["scheme"])
     assert "rate" not in steps[0][-1]

@@ -26,12 +26,14 @@ from autoprune.searchers.ranking import per_load, ranking
 from autoprune.space import Group, SearchSpace
 from autoprune.trial import Trial
 
+LEARNERS = ("ddpg", "td3", "sac")
+TRIALS = {**dict.fromkeys(SEARCHERS, 60), **dict.fromkeys(LEARNERS, 40), "netadapt": 400}
+
 # One file learns with three algorithms; two of them show in the slow tests that they keep the contract too.
 EVERY = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in ("td3", "sac") else ()) for name in SEARCHERS]
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in LEARNERS[1:] else ()) for name in SEARCHERS]
 )
-SAMPLERS = ("uniform", "random", "swap")  # all they propose is affordable; netadapt descends to the budget
-TRIALS = 60
+SAMPLERS = ("uniform", "random", "swap", "ddpg")  # all they propose is affordable; netadapt descends to the budget
 
 SPACES = {
     "chain": toy.chain((8, 16, 12), pixels=(64, 16, 4)),
@@ -73,7 +75,7 @@ def kept_by(trials: list[Trial]) -> list[tuple[int, ...]]:
 def test_the_same_seed_gives_the_same_proposals(name: str, hinted: bool) -> None:
     space = SPACES["chain"]
     budget, reward = capped(space, "macs=60%"), toy.landscape(space, 1)
-    runs = [toy.play(start(name, space, budget, 5, hinted=hinted), reward, TRIALS) for _ in range(2)]
+    runs = [toy.play(start(name, space, budget, 5, hinted=hinted), reward, TRIALS[name]) for _ in range(2)]
     assert kept_by(runs[0]) == kept_by(runs[1])
 
 
@@ -86,7 +88,7 @@ def test_proposals_are_legal_come_in_batches_and_one_of_them_is_affordable(
     proposals = start(name, space, budget, batch=3)
     answers: list[Trial] | None = None
     told: list[Trial] = []
-    while len(told) < TRIALS or not any(budget.allows(trial.scheme) for trial in told):
+    while len(told) < TRIALS[name] or not any(budget.allows(trial.scheme) for trial in told):
         try:
             schemes = next(proposals) if answers is None else proposals.send(answers)
         except StopIteration:
@@ -104,7 +106,7 @@ def test_proposals_are_legal_come_in_batches_and_one_of_them_is_affordable(
 @pytest.mark.parametrize(("space", "text"), EVERYWHERE)
 def test_samplers_propose_only_what_is_affordable(name: str, space: SearchSpace, text: str) -> None:
     budget = capped(space, text)
-    told = toy.play(start(name, space, budget), toy.landscape(space, 0), TRIALS)
+    told = toy.play(start(name, space, budget), toy.landscape(space, 0), TRIALS[name])
     assert all(budget.allows(trial.scheme) for trial in told)
 
 
@@ -126,7 +128,7 @@ def test_failed_trials_do_not_stop_a_search_from_proposing_something_affordable(
         }
         return -math.inf if fails[rule] else worth(scheme)
 
-    told = toy.play(start(name, space, budget), reward, 400)
+    told = toy.play(start(name, space, budget), reward, TRIALS[name])
     assert any(budget.allows(trial.scheme) for trial in told)
 
 
@@ -137,7 +139,7 @@ def test_failed_trials_do_not_stop_a_search_from_proposing_something_affordable(
 def test_odd_rewards_are_survived(name: str, reward: Callable[[Scheme], float]) -> None:
     space = SPACES["chain"]
     budget = capped(space, "macs=60%")
-    told = toy.play(start(name, space, budget), reward, TRIALS)
+    told = toy.play(start(name, space, budget), reward, TRIALS[name])
     assert any(budget.allows(trial.scheme) for trial in told)
 
 
@@ -160,19 +162,19 @@ def test_an_unreachable_budget_is_refused_before_anything_is_proposed(name: str)
         next(start(name, space, Budget.parse("macs=0.1%", space)))
 
 
-@pytest.mark.parametrize("name", ["random", "swap"])
+@pytest.mark.parametrize("name", ["random", "swap", "ddpg"])
 def test_another_seed_gives_other_proposals(name: str) -> None:
     space = SPACES["chain"]
     budget, reward = capped(space, "macs=60%"), toy.landscape(space, 1)
-    one, other = (toy.play(start(name, space, budget, seed), reward, TRIALS) for seed in (0, 1))
+    one, other = (toy.play(start(name, space, budget, seed), reward, TRIALS[name]) for seed in (0, 1))
     assert kept_by(one) != kept_by(other)
 
 
-@pytest.mark.parametrize("name", ["netadapt", "swap"])
+@pytest.mark.parametrize("name", ["netadapt", "swap", "ddpg"])
 def test_what_is_told_decides_what_is_asked_next(name: str) -> None:
     space = SPACES["chain"]
     budget = capped(space, "macs=60%")
-    one, other = (toy.play(start(name, space, budget), toy.landscape(space, seed), TRIALS) for seed in (1, 2))
+    one, other = (toy.play(start(name, space, budget), toy.landscape(space, seed), TRIALS[name]) for seed in (1, 2))
     assert kept_by(one) != kept_by(other)
 
 
@@ -464,7 +466,7 @@ def test_the_searcher_in_the_concept_page_runs() -> None:
     exec("\n".join(line[4:] for line in code.splitlines()), vars(names))
     space = SPACES["chain"]
     budget, reward = capped(space, "macs=60%"), toy.landscape(space, 0)
-    told = toy.play(names.climb(space, budget, seed=0, hints=Hints()), reward, TRIALS)
+    told = toy.play(names.climb(space, budget, seed=0, hints=Hints()), reward, 60)
     assert all(budget.allows(trial.scheme) for trial in told)
     assert max(trial.reward for trial in told) > told[0].reward
 

@@ -38,7 +38,8 @@ def spaces(draw: st.DrawFn) -> SearchSpace:
     space = toy.chain(
         widths, pixels=[draw(st.sampled_from((1, 16, 256))) for _ in widths], step=draw(st.integers(1, 5))
     )
-    return limit(space, {"conv0": (0, 0.7)}) if kind == 2 and space.groups[0].counts[0] <= 0.7 * widths[0] else space
+    last = space.groups[-1]
+    return limit(space, {last.name: (0, 0.7)}) if kind == 2 and last.counts[0] <= 0.7 * last.width else space
 
 
 @st.composite

@@ -199,11 +199,16 @@ def _exploring(
     space: SearchSpace, chosen: Settings, learner: Agent, late: int, best: Trial | None, rng: np.random.Generator
 ) -> Policy:
     """The actor's advice with noise, ``late`` episodes after warm-up; some groups do as the best episode did."""
-    sigma = 2 * max(chosen.sigma * chosen.decay**late, chosen.least)  # the box is twice as wide as the rates
+    sigma = deviation(chosen, late)
     if best is None or not chosen.follow:
         return lambda observation, t: learner.act(observation, sigma)
     known, follows = _following(space, best.scheme), rng.random(len(space)) < chosen.follow
     return lambda observation, t: known(observation, t) if follows[t] else learner.act(observation, sigma)
+
+
+def deviation(chosen: Settings, late: int) -> float:
+    """Of the exploration, on the scale of actions, which is twice as wide as that of rates."""
+    return 2 * max(chosen.sigma * chosen.decay ** (late + 1), chosen.least)
 
 
 def _following(space: SearchSpace, scheme: Scheme) -> Policy:
