@@ -24,7 +24,7 @@ from autoprune.searchers.ddpg import PRESETS, ddpg, deviation
 from autoprune.searchers.ranking import starts
 from autoprune.trial import Measurement, Trial
 
-SPACE = toy.chain((8, 16, 12), pixels=(64, 16, 4))
+SPACE = toy.chain((24, 48, 64), pixels=(64, 16, 4))
 HALF = Budget.parse("macs=50%", SPACE)
 quick = partial(ddpg, SPACE, HALF, hints=Hints(), warmup=8, updates=1)
 
@@ -43,12 +43,23 @@ def test_amcs_noise_follows_the_published_schedule(preset: str) -> None:
         assert deviation(PRESETS[preset], episode - 101) / 2 == pytest.approx(sigma, abs=5e-4)
 
 
-def test_noise_never_falls_below_its_floor() -> None:
-    assert deviation(PRESETS["default"], 10_000) == 2 * PRESETS["default"].least > 0
+def test_an_episode_that_repeats_a_known_scheme_raises_the_noise_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Counts this small are soon rounded to the same scheme. Distinct schemes in 100 episodes, four seeds together:
+    # 61, and 54 when the noise only falls.
+    space = toy.chain((8, 8, 8, 8), pixels=(64, 64, 16, 4))
+    budget = Budget.parse("macs=50%", space)
+
+    def distinct(restless: bool) -> int:
+        settings = replace(PRESETS["default"], restless=restless, warmup=8, updates=0, decay=0.8)
+        monkeypatch.setitem(PRESETS, "default", settings)  # type: ignore[arg-type]
+        played = (ddpg(space, budget, seed=seed, hints=Hints(), batch=4) for seed in range(4))
+        return sum(len(set(kept(toy.play(play, toy.landscape(space, 0), 100)))) for play in played)
+
+    assert distinct(restless=True) > distinct(restless=False)
 
 
 def test_it_begins_with_the_known_good_schemes_in_order() -> None:
-    hints = replace(toy.unit_scores(SPACE), starts=(Scheme((4, 4, 4)),))
+    hints = replace(toy.unit_scores(SPACE), starts=(Scheme((12, 12, 12)),))
     told = toy.play(ddpg(SPACE, HALF, seed=0, hints=hints), toy.landscape(SPACE, 0), 8)
     expected = starts(SPACE, HALF, hints)
     assert [trial.scheme for trial in told[: len(expected)]] == expected
@@ -61,14 +72,14 @@ def test_by_default_every_episode_uses_the_budget_up() -> None:
         assert HALF.spend(trial.scheme) == trial.scheme  # nothing more fits
 
 
-def test_episodes_after_warmup_follow_the_best_one_in_most_groups() -> None:
+def test_episodes_after_warmup_follow_the_best_one_in_all_groups_but_one_if_so_wished() -> None:
     space = toy.resnet(4)
-    budget = Budget.parse("macs=50%", space)
-    told = toy.play(
-        ddpg(space, budget, seed=0, hints=Hints(), warmup=8, follow=1.0, updates=0), toy.landscape(space, 0), 24
-    )
+    budget = Budget.parse("macs=100%", space)  # nothing has to be fitted
+    searcher = ddpg(space, budget, seed=0, hints=Hints(), warmup=8, follow=1.0, updates=0, wall="one-sided")
+    told = toy.play(searcher, lambda scheme: -float(sum(scheme.kept)), 16)
     best = max(told[:8], key=lambda trial: trial.reward)
-    assert {trial.scheme for trial in told[8:16]} == {best.scheme}
+    for trial in told[8:]:
+        assert sum(a != b for a, b in zip(trial.scheme.kept, best.scheme.kept, strict=True)) <= 1
 
 
 # --- rewards and memory ---
@@ -174,9 +185,9 @@ def test_every_wall_keeps_every_episode_within_the_budget(wall: str) -> None:
 def test_weights_are_searched_like_channels() -> None:
     space = replace(SPACE, granularity="weight")
     cost = {"kept": lambda scheme: float(sum(scheme.kept))}
-    budget = Budget(space, {"kept": 18.0}, cost)
+    budget = Budget(space, {"kept": 60.0}, cost)
     told = toy.play(ddpg(space, budget, seed=0, hints=Hints(), warmup=4), lambda s: -float(s.kept[0]), 16)
-    assert all(trial.scheme.granularity == "weight" and sum(trial.scheme.kept) <= 18 for trial in told)
+    assert all(trial.scheme.granularity == "weight" and sum(trial.scheme.kept) <= 60 for trial in told)
 
 
 # --- resume, agents on disk ---

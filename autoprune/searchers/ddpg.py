@@ -49,12 +49,13 @@ class Settings:
     follow: float = 0.0
     updates: int = 1
     early: bool = False
+    restless: bool = False
 
 
 PRESETS: Mapping[str, Settings] = {
     "default": Settings(
         state="paper", wall="fit", warmup=32, explore="schemes", sigma=0.3, decay=0.98, least=0.05, follow=0.8,
-        gamma=0.0, shaping="rank", replay=2000, stored="executed", early=True,
+        gamma=0.0, shaping="rank", replay=2000, stored="executed", early=True, restless=True,
     ),
     "amc_paper": Settings(
         state="paper", wall="one-sided", warmup=100, explore="actor", decay=0.95,
@@ -95,11 +96,13 @@ def ddpg(
 
     - ``state``: what the agent sees, "paper" (11 elements) or "release" (10).
     - ``wall``: what keeps an episode within the budget, a wall of the environment; or "fit": the agent asks for
-      all rates first, ``Budget.fit`` scales them, and the walk is repeated with what came out.
+      all rates first, ``Budget.fit`` scales them, and the walk is repeated with what came out. Warm-up is then by
+      schemes that fit.
     - ``warmup``: episodes before the agent learns anything.
     - ``sigma``, ``decay``: afterwards actions are drawn from a normal distribution around the actor's, truncated to
       the range of actions; its deviation, in kept fractions, starts at ``sigma`` and shrinks by ``decay`` an episode.
-    - ``follow``: the chance of a group to do after warm-up as in the best episode so far, instead.
+    - ``follow``: the chance of a group to do after warm-up as in the best episode so far, instead. One group at
+      least is free.
     - ``gamma``: discount. With 1 the critic's answer sums the rewards to come, with 0 it predicts the episode's.
     - ``updates``: gradient steps per transition. 0 switches learning off, for comparison.
 
@@ -108,7 +111,8 @@ def ddpg(
     replay. It skips the first step of each episode when learning; here that one is learnt from. "amc_paper" has the
     paper's state and one-sided wall, warms up with constant noise around the actor and stores what was executed;
     replay size and lengths are the release's. "default" warms up on known good schemes and random ones that use the
-    budget up, learns from them at once, ranks the rewards, follows the best episode, and never stops exploring.
+    budget up, learns from them at once, ranks the rewards, follows the best episode, and never stops
+    exploring: an episode that repeats a known scheme raises the noise again.
 
     ``agent`` names a folder with an agent to start from, which skips the warm-up, and ``save`` one to write the
     agent to when the search ends. A saved agent may have learnt on another network.
@@ -135,16 +139,21 @@ def ddpg(
     rng = np.random.default_rng(seed)
     first = _warmup(space, budget, hints, chosen, learner, rng)
     best: Trial | None = None
-    worst, late = math.inf, 0
+    worst, late, cooled = math.inf, 0, 0
+    seen: set[Scheme] = set()
     try:
         while True:
             played = []
             for _ in range(batch):
                 policy = next(first, None)
                 if policy is None:
-                    policy = _exploring(space, chosen, learner, late, best, rng)
+                    policy = _exploring(space, chosen, learner, cooled, best, rng)
                     late += 1
-                played.append(_play(env, budget, policy, chosen))
+                scheme, episode = _play(env, policy, chosen, budget if chosen.wall == "fit" and late else None)
+                repeats = chosen.restless and scheme in seen
+                cooled = max(cooled - 1, 0) if repeats else cooled + (late > 0)
+                seen.add(scheme)
+                played.append((scheme, episode))
             trials = yield [scheme for scheme, _ in played]
             for (_, episode), trial in zip(played, trials, strict=True):
                 if not trial.failed:
@@ -184,31 +193,37 @@ def _warmup(
     space: SearchSpace, budget: Budget, hints: Hints, chosen: Settings, learner: Agent, rng: np.random.Generator
 ) -> Iterator[Policy]:
     """One policy for every episode before the agent is trusted."""
-    known = starts(space, budget, hints) if chosen.explore == "schemes" else []
+    by_schemes = chosen.explore == "schemes" or chosen.wall == "fit"
+    known = starts(space, budget, hints) if by_schemes else []
     for number in range(chosen.warmup):
-        if chosen.explore == "uniform":
-            yield lambda observation, t: rng.uniform(-1, 1)
-        elif chosen.explore == "actor":
-            yield lambda observation, t: learner.act(observation, 2 * chosen.sigma)
-        else:
+        if by_schemes:
             scheme = known[number] if number < len(known) else budget.fit(rng.uniform(0.2, 1.0, len(space)))
             yield _following(space, scheme)
+        elif chosen.explore == "uniform":
+            yield lambda observation, t: rng.uniform(-1, 1)
+        else:
+            yield lambda observation, t: learner.act(observation, 2 * chosen.sigma)
 
 
 def _exploring(
-    space: SearchSpace, chosen: Settings, learner: Agent, late: int, best: Trial | None, rng: np.random.Generator
+    space: SearchSpace, chosen: Settings, learner: Agent, cooled: int, best: Trial | None, rng: np.random.Generator
 ) -> Policy:
-    """The actor's advice with noise, ``late`` episodes after warm-up; some groups do as the best episode did."""
-    sigma = deviation(chosen, late)
+    """The actor's advice with noise that has ``cooled`` so often; some groups do as the best episode did."""
+    sigma = deviation(chosen, cooled)
+
+    def explore(observation: NDArray[np.float32], t: int) -> float:
+        return learner.act(observation, sigma)
+
     if best is None or not chosen.follow:
-        return lambda observation, t: learner.act(observation, sigma)
+        return explore
     known, follows = _following(space, best.scheme), rng.random(len(space)) < chosen.follow
-    return lambda observation, t: known(observation, t) if follows[t] else learner.act(observation, sigma)
+    follows[rng.integers(len(space))] = False
+    return lambda observation, t: known(observation, t) if follows[t] else explore(observation, t)
 
 
-def deviation(chosen: Settings, late: int) -> float:
+def deviation(chosen: Settings, cooled: int) -> float:
     """Of the exploration, on the scale of actions, which is twice as wide as that of rates."""
-    return 2 * max(chosen.sigma * chosen.decay ** (late + 1), chosen.least)
+    return 2 * max(chosen.sigma * chosen.decay ** (cooled + 1), chosen.least)
 
 
 def _following(space: SearchSpace, scheme: Scheme) -> Policy:
@@ -222,10 +237,12 @@ def _following(space: SearchSpace, scheme: Scheme) -> Policy:
     return act
 
 
-def _play(env: gymnasium.Env[Any, Any], budget: Budget, policy: Policy, chosen: Settings) -> tuple[Scheme, Episode]:
-    """One walk through the network: the scheme, and the episode to remember."""
+def _play(
+    env: gymnasium.Env[Any, Any], policy: Policy, chosen: Settings, budget: Budget | None
+) -> tuple[Scheme, Episode]:
+    """One walk through the network: the scheme, fitted to a budget if there is one, and the episode to remember."""
     scheme, episode = _walk(env, policy, chosen)
-    if chosen.wall == "fit":
+    if budget is not None:
         fitted = budget.fit(budget.space.rates(scheme))
         scheme, episode = _walk(env, _following(budget.space, fitted), chosen)
     return scheme, episode
