@@ -128,6 +128,7 @@ def search(
     uniform = _uniform(caps)
     tell("budget", {"budget": caps, "uniform": uniform})
     propose = partial(_searcher(searcher, options or {}), space, caps, seed=seed, batch=batch)
+    _try_out(propose, start)
     score = rewards.find(reward)
     evaluator = Evaluator(
         model,
@@ -221,6 +222,13 @@ def _searcher(searcher: str | Searcher, options: Mapping[str, Any]) -> Searcher:
     found = searchers.find(searcher)
     settings.check(found, searchers.KIND, options)
     return partial(found, **options)
+
+
+def _try_out(propose: Searcher, start: Sequence[Scheme]) -> None:
+    """Let a searcher refuse its options and start schemes now, not after the dense network was measured."""
+    proposals = propose(hints=Hints(starts=tuple(start)))
+    next(proposals, None)
+    proposals.close()
 
 
 def _reward(trial: Trial) -> float:

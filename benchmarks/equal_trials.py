@@ -3,7 +3,7 @@
     AUTOPRUNE_DATA=... python benchmarks/equal_trials.py [--network resnet20] [--trials 200] [--seeds 0 1 2]
                        [--searchers random swap ddpg] [--root FOLDER] [--out FOLDER]
 
-Every searcher gets the same evaluator and the same number of distinct candidates, scored on 2,048 training images; the
+A searcher may carry options: ``ddpg,updates=0`` is the agent that does not learn. Every searcher gets the same evaluator and the same number of distinct candidates, scored on 2,048 training images; the
 uniform scheme is measured first, for all. Prints the best validation loss after so many trials (median and range over
 the seeds) and the test accuracy of each run's answer, and draws the curves. With ``--root`` the runs are kept, and
 a stopped benchmark goes on where it was.
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from autoprune import api, chart, data, models
+from autoprune import api, chart, data, models, searchers, settings
 from autoprune.budget import Budget
 from autoprune.run import Run
 
@@ -52,8 +52,10 @@ def main() -> None:
         (Path(given.out) / f"{given.network}.svg").write_text(picture, encoding="utf-8")
 
 
-def search(network: str, searcher: str, seed: int, trials: int, root: str) -> Run:
-    """One run; a finished one is only read."""
+def search(network: str, text: str, seed: int, trials: int, root: str) -> Run:
+    """One run; a finished one is only replayed."""
+    searcher, *given = text.split(",")
+    options = settings.read(searchers.find(searcher), searchers.KIND, dict(item.split("=", 1) for item in given))
     folder = Path(os.environ["AUTOPRUNE_DATA"])
     splits = data.load(f"imagefolder:{folder / 'cifar10-jpeg.tar.xz'}")
     model = models.load(f"autoprune:{network}", folder / f"{network}-cifar10-jpeg.pt").eval()
@@ -61,7 +63,8 @@ def search(network: str, searcher: str, seed: int, trials: int, root: str) -> Ru
     space = api.trace(model, example)
     return api.search(
         model, example, splits.calibration, splits.validation, test=splits.test, budget=Budget.parse(BUDGET, space),
-        space=space, searcher=searcher, seed=seed, trials=trials, root=root, run=f"{network}-{searcher}-{seed}",
+        space=space, searcher=searcher, options=options, seed=seed, trials=trials, root=root,
+        run="-".join([network, searcher, *(item.replace("=", "") for item in given), str(seed)]),
     )  # fmt: skip
 
 

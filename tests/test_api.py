@@ -219,6 +219,12 @@ def test_an_option_that_the_searcher_does_not_have_is_refused(search):
         search(options={"screen": "4"})
 
 
+def test_options_of_a_searcher_that_are_out_of_range_are_refused_before_any_run_exists(search, tmp_path):
+    with pytest.raises(UserError, match="step=3"):
+        search(searcher="swap", options={"step": 3.0})
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_unreachable_budget_is_refused_with_the_range_before_any_run_exists(search, tmp_path):
     with pytest.raises(UserError, match=r"cannot be reached.*from"):
         search(budget="macs=10")

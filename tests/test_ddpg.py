@@ -224,8 +224,15 @@ def test_an_agent_is_saved_when_the_search_ends_and_starts_another(tmp_path: Pat
     assert kept(taught) != kept(untaught)
 
 
+def test_an_agent_that_was_told_nothing_is_not_saved(tmp_path: Path) -> None:
+    proposals = quick(seed=0, save=str(tmp_path / "agent"))
+    next(proposals)
+    proposals.close()
+    assert not (tmp_path / "agent" / "agent.json").exists()
+
+
 def test_an_agent_of_another_state_is_refused_before_anything_is_proposed(tmp_path: Path) -> None:
-    toy.play(quick(seed=0, save=str(tmp_path)), toy.landscape(SPACE, 0), 8)
+    toy.play(quick(seed=0, save=str(tmp_path)), toy.landscape(SPACE, 0), 16)
     with pytest.raises(UserError, match="elements 11, this one has 10"):
         next(quick(seed=0, agent=str(tmp_path), state="release"))
 

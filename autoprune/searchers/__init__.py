@@ -25,6 +25,8 @@ The rules, all of them tested for every searcher listed in ``SEARCHERS``:
 
 - The same arguments and the same answers give the same proposals: randomness comes from a generator made
   from ``seed``. A run is resumed by replaying it, so no searcher saves or loads anything.
+- Options out of range are refused at the first ``next``, before anything is proposed. A search starts a searcher
+  once for that alone, without scores, and closes it again; so starting must leave nothing behind.
 - A proposal is legal in ``space``, and a batch holds at most ``batch`` schemes. ``budget`` turns rates into
   affordable schemes (``fit``, ``spend``, ``cut``, ``ceiling``); nothing is drawn until it fits.
 - A higher reward is better. A failed trial has reward -inf and ``failed`` set, and teaches nothing; a whole

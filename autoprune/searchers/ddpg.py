@@ -164,7 +164,7 @@ def ddpg(
                 if late or chosen.early:
                     learner.learn(chosen.updates * len(space))
     finally:
-        if save is not None:
+        if save is not None and best is not None:
             learner.save(save)
 
 
