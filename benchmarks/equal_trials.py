@@ -3,10 +3,10 @@
     AUTOPRUNE_DATA=... python benchmarks/equal_trials.py [--network resnet20] [--trials 200] [--seeds 0 1 2]
                        [--searchers random swap ddpg] [--root FOLDER] [--out FOLDER]
 
-A searcher may carry options: ``ddpg,updates=0`` is the agent that does not learn. Every searcher gets the same evaluator and the same number of distinct candidates, scored on 2,048 training images; the
-uniform scheme is measured first, for all. Prints the best validation loss after so many trials (median and range over
-the seeds) and the test accuracy of each run's answer, and draws the curves. With ``--root`` the runs are kept, and
-a stopped benchmark goes on where it was.
+A searcher may carry options: ``ddpg,updates=0`` is the agent that does not learn. All get the same evaluator and the
+same number of distinct candidates, scored on 2,048 training images; the uniform scheme is measured first. Prints the
+best validation loss after so many trials (median and range over the seeds) and the test accuracy of each run's answer,
+and draws the curves. With ``--root`` the runs are kept, and a stopped benchmark goes on where it was.
 """
 
 from __future__ import annotations
@@ -53,9 +53,13 @@ def main() -> None:
 
 
 def search(network: str, text: str, seed: int, trials: int, root: str) -> Run:
-    """One run; a finished one is only replayed."""
+    """One run; a finished one is only read."""
     searcher, *given = text.split(",")
-    options = settings.read(searchers.find(searcher), searchers.KIND, dict(item.split("=", 1) for item in given))
+    name = "-".join([network, searcher, *(item.replace("=", "") for item in given), str(seed)])
+    if (Path(root) / name / "summary.json").is_file():
+        finished = Run.open(Path(root) / name)
+        if finished.summary["trials"] == trials:
+            return finished
     folder = Path(os.environ["AUTOPRUNE_DATA"])
     splits = data.load(f"imagefolder:{folder / 'cifar10-jpeg.tar.xz'}")
     model = models.load(f"autoprune:{network}", folder / f"{network}-cifar10-jpeg.pt").eval()
@@ -63,8 +67,8 @@ def search(network: str, text: str, seed: int, trials: int, root: str) -> Run:
     space = api.trace(model, example)
     return api.search(
         model, example, splits.calibration, splits.validation, test=splits.test, budget=Budget.parse(BUDGET, space),
-        space=space, searcher=searcher, options=options, seed=seed, trials=trials, root=root,
-        run="-".join([network, searcher, *(item.replace("=", "") for item in given), str(seed)]),
+        space=space, searcher=searcher, seed=seed, trials=trials, root=root, run=name,
+        options=settings.read(searchers.find(searcher), searchers.KIND, dict(item.split("=", 1) for item in given)),
     )  # fmt: skip
 
 

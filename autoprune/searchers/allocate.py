@@ -37,18 +37,26 @@ def allocate(space: SearchSpace, budget: Budget, losses: Losses) -> Scheme:
     losses = [loss / scale for loss in losses]
     anchors = [_anchors(space, budget, g) for g in range(len(space))]
     over, under = space.largest, space.smallest
+    filled = [budget.fit(np.ones(len(space)))]
     low, high = 0.0, math.inf
     price = (sum(float(np.ptp(loss)) for loss in losses) or 1.0) / budget.load(over)
     for _ in range(ROUNDS):
         scheme = _at_price(space, budget, losses, anchors, price, over)
         if budget.allows(scheme):
             under, high = scheme, price
+            filled.append(fill(space, budget, under, over))
         else:
             over, low = scheme, price
         if high <= 1.001 * low or (high < math.inf and budget.load(under) > 1 - NEAR):
             break
         price = price * 4 if high == math.inf else price / 4 if low == 0 else math.sqrt(low * high)
-    return fill(space, budget, under, over)
+    filled.append(fill(space, budget, under, over))
+    return min(filled, key=lambda scheme: _loss(space, losses, scheme))
+
+
+def _loss(space: SearchSpace, losses: Losses, scheme: Scheme) -> float:
+    parts = zip(losses, space.groups, scheme.kept, strict=True)
+    return sum(float(loss[group.counts.index(count)]) for loss, group, count in parts)
 
 
 def fill(space: SearchSpace, budget: Budget, under: Scheme, over: Scheme) -> Scheme:
