@@ -85,11 +85,13 @@ def table(found: dict[str, list[Run]], curves: dict[str, NDArray[np.float64]], t
     marks = [max(1, trials * quarter // 4) for quarter in (1, 2, 3, 4)]
     print("| searcher |", " | ".join(f"loss after {mark}" for mark in marks), "| MACs | test, each seed | mean |")
     print("|---|" + "---|" * (len(marks) + 3))
-    first = next(iter(found.values()))[0].summary["rows"]
+    seeds = [run.summary["rows"] for run in next(iter(found.values()))]
     for name in ("dense", "uniform"):
-        row = first[name]
-        cells = [f"{row['loss']:.4f}"] + [""] * 3
-        print(f"| {name} |", " | ".join(cells), f"| {row['fractions']['macs']:.2%} | | {row['test_accuracy']:.2%} |")
+        losses, tests = ([rows[name][key] for rows in seeds] for key in ("loss", "test_accuracy"))
+        cells = [f"{np.median(losses):.4f} ({min(losses):.4f}–{max(losses):.4f})"] + [""] * 3
+        each = ", ".join(f"{value:.2%}" for value in tests)
+        share = seeds[0][name]["fractions"]["macs"]
+        print(f"| {name} |", " | ".join(cells), f"| {share:.2%} | {each} | {np.mean(tests):.2%} |")
     for searcher, runs in found.items():
         at = [curves[searcher][:, min(mark, curves[searcher].shape[1] - 1)] for mark in marks]
         cells = [f"{np.median(losses):.4f} ({losses.min():.4f}–{losses.max():.4f})" for losses in at]
