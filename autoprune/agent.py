@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Literal
 
 import gymnasium
@@ -61,8 +62,8 @@ class Agent:
     the rewards told so far, spread over [-1, 1], so that neither their scale nor an outlier matters.
 
     ``replay`` episodes of ``steps`` transitions are kept. ``home`` names the search space: memories are of use there
-    alone. Everything is repeatable from ``seed``, whatever else draws
-    random numbers in the process, and computed on the CPU with one thread.
+    alone. Everything is repeatable from ``seed``, whatever else draws random numbers in the process, and computed on
+    the CPU with one thread.
     """
 
     def __init__(
@@ -153,11 +154,12 @@ class Agent:
         _write(Path(folder) / TENSORS, content)
         _write(Path(folder) / FACTS, (json.dumps(facts, indent=2) + "\n").encode())
 
-    def load(self, folder: Path | str) -> None:
+    def load(self, folder: Path | str, recall: bool = False) -> None:
         """Continue from an agent that was saved, on the same search space or on another.
 
-        States are relative to their space and have the same elements everywhere, so a policy transfers. What was
-        remembered is taken over too (the latest, as far as there is room) if it was lived through on the same space.
+        States are relative to their space and have the same elements everywhere, so a policy transfers. ``recall``
+        takes over what was remembered too (the latest, as far as there is room), if that was lived through on the
+        same space; rewards must be of the same kind. The moving baseline and the count of updates start afresh.
         """
         facts, tensors = _read(Path(folder))
         elements = int(self._model.replay_buffer.obs_shape[0])
@@ -172,7 +174,9 @@ class Agent:
         self._model.set_parameters(_nested(tensors, facts["numbers"]))
         if entropy is not None:
             self._model.log_ent_coef.data.copy_(entropy)
-        if facts["home"] == self.home:
+        if recall:
+            if facts["home"] != self.home:
+                raise UserError(f"agent {folder} remembers another search space: load it without its memories")
             self._recall(memory, int(facts["oldest"]))
 
     def _recall(self, memory: Mapping[str, NDArray[Any]], oldest: int) -> None:
@@ -290,8 +294,12 @@ def _nested(tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> dict[s
 
 def check_writable(folder: Path) -> None:
     """Refuse a folder that an agent could not be saved in, before anything is learnt."""
-    _write(folder / ".probe", b"")
-    (folder / ".probe").unlink()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"agent folder {folder} cannot be written ({error.strerror}): choose another") from error
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -11,7 +11,7 @@ just as well:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -45,14 +45,12 @@ from autoprune.searchers import Searcher
 from autoprune.slicing import check_removed, choose, prune
 from autoprune.space import SearchSpace
 from autoprune.statistics import Statistics
-from autoprune.tensorboard import check_installed, drawn
+from autoprune.tensorboard import Listener, check_installed, drawn
 from autoprune.trial import Measurement, Trial
 
 SEARCHER = "swap"
 TRIALS = 100
 AGREEMENT = 1e-4  # of the dense loss: how far a candidate with nothing cut may be from the dense network
-
-Listener = Callable[[str, Mapping[str, Any]], None]
 
 
 def trace(model: nn.Module, example: Example, **options: Any) -> SearchSpace:
@@ -249,6 +247,8 @@ def _drive(loop: Loop, evaluator: Evaluator) -> bool:
             loop.tell(measured(schemes))
     except KeyboardInterrupt:
         return True
+    finally:
+        loop.close()
     return False
 
 

@@ -68,7 +68,9 @@ def search(
     mean: Mean = None,
     std: Std = None,
     input_size: InputSize = None,
-    searcher: Annotated[str, typer.Option(help="swap, ddpg, td3, sac, netadapt, random, uniform or package.module:function")] = "swap",
+    searcher: Annotated[
+        str, typer.Option(help="swap, ddpg, td3, sac, netadapt, random, uniform or package.module:function")
+    ] = "swap",
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="an option of the searcher: KEY=VALUE; repeatable")
     ] = None,

@@ -136,6 +136,10 @@ class Loop:
         if missing:
             raise UserError(f"{len(missing)} schemes asked for have no result, the first is {missing[0].kept}")
 
+    def close(self) -> None:
+        """Let the searcher go, which may have something to save, although it is not finished."""
+        self._searcher.close()
+
     def _record(self, scheme: Scheme, measurement: Measurement) -> None:
         try:
             reward = score(self._reward, measurement)

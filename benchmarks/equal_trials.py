@@ -39,12 +39,18 @@ def main() -> None:
     given = parser.parse_args()
     if "AUTOPRUNE_DATA" not in os.environ:
         raise SystemExit("set AUTOPRUNE_DATA to the folder that holds the archives")
+    if given.out is not None:
+        Path(given.out).mkdir(parents=True, exist_ok=True)
     root = given.root or tempfile.mkdtemp()
     found = {
         searcher: [search(given.network, searcher, seed, given.trials, root) for seed in given.seeds]
         for searcher in given.searchers
     }
-    curves = {searcher: np.array([best_so_far(run) for run in runs]) for searcher, runs in found.items()}
+    curves = {
+        # A searcher that does not propose the uniform scheme has one row more.
+        searcher: np.array([best_so_far(run)[: given.trials] for run in runs])
+        for searcher, runs in found.items()
+    }
     table(found, curves, given.trials)
     if given.out is not None:
         title = f"{given.network}, {BUDGET}: best validation loss so far"

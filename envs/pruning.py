@@ -65,13 +65,17 @@ class PruningEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         failure: float | None = None,
         render_mode: str | None = None,
     ) -> None:
+        if not isinstance(space, SearchSpace):
+            raise UserError(f"space is a {type(space).__name__}: a SearchSpace is needed, as trace() returns")
         if not len(space):
             raise UserError("this search space has no groups: there is nothing to decide")
         if (reward is None) != (evaluator is None):
             there, missing = ("an evaluator", "reward") if reward is None else ("a reward", "evaluator")
             raise UserError(f"the environment has {there} but no {missing}: give both, or neither")
-        if state not in STATES:
+        if state not in tuple(STATES):
             raise UserError(f"state {state!r} is unknown: use {' or '.join(STATES)}")
+        if evaluator is not None and not callable(evaluator):
+            raise UserError(f"evaluator {evaluator!r} is no function from a scheme to a measurement")
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise UserError(f"render_mode {render_mode!r} is unknown: use 'ansi' or None")
         self.space = space
@@ -130,15 +134,12 @@ class PruningEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
 
     def _rate(self, action: NDArray[np.float32]) -> float:
         """The kept fraction that an action asks for."""
-        try:
-            numbers = np.asarray(action, dtype=np.float64)
-        except (TypeError, ValueError):
-            numbers = np.empty(0)
-        if numbers.size != 1 or not (np.abs(numbers) <= 1).all():
+        number = _number(action)
+        if not abs(number) <= 1:
             shown = " ".join(reprlib.repr(action).split())
             raise UserError(f"action {shown}: one number in [-1, 1] is needed")
         low, high = self._range(len(self._kept or ()))
-        return low + (float(numbers.reshape(())) + 1) / 2 * (high - low)
+        return low + (number + 1) / 2 * (high - low)
 
     def _count(self, prefix: tuple[int, ...], rate: float) -> int:
         """The legal count that the wall makes of a rate."""
@@ -179,6 +180,15 @@ class PruningEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         if self._learns_worst:
             self._worst = worth if self._worst is None else min(self._worst, worth)
         return worth
+
+
+def _number(action: object) -> float:
+    """The one number that an action is; NaN for anything else, text included."""
+    try:
+        numbers = np.asarray(action)
+    except (TypeError, ValueError, RuntimeError):
+        return math.nan
+    return float(numbers.reshape(())) if numbers.size == 1 and numbers.dtype.kind in "fiu" else math.nan
 
 
 def _budget(space: SearchSpace, budget: Budget | str | Sequence[str] | None) -> Budget:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import toy
-from autoprune.agent import Agent, Episode
+from autoprune.agent import Agent, Episode, check_writable
 from autoprune.errors import UserError
 from autoprune.space import SearchSpace
 
@@ -158,7 +158,7 @@ def test_a_loaded_agent_acts_and_learns_like_the_one_that_was_saved(
         lived(agent)
     agent.save(tmp_path / "agent")
     other = made(algorithm, shaping="rank", seed=1)
-    other.load(tmp_path / "agent")
+    other.load(tmp_path / "agent", recall=True)
     assert answers(other) == answers(agent)
     assert other.episodes == agent.episodes
     for one in (agent, other):  # the same minibatches
@@ -177,6 +177,8 @@ def test_a_policy_transfers_to_another_space_without_its_memories(tmp_path: Path
     other.load(tmp_path)
     assert answers(other) == answers(agent)
     assert other.episodes == 0
+    with pytest.raises(UserError, match="remembers another search space"):
+        other.load(tmp_path, recall=True)
 
 
 def test_a_full_memory_comes_back_oldest_first(tmp_path: Path) -> None:
@@ -185,7 +187,7 @@ def test_a_full_memory_comes_back_oldest_first(tmp_path: Path) -> None:
         agent.remember(episode(number), float(number))
     agent.save(tmp_path)
     other = made(replay=2)
-    other.load(tmp_path)
+    other.load(tmp_path, recall=True)
     rewards = other._model.replay_buffer.rewards[:, 0].tolist()
     assert rewards == [3.0] * len(SPACE) + [4.0] * len(SPACE)
 
@@ -231,6 +233,12 @@ def test_what_is_saved_is_readable_json_and_no_pickle(tmp_path: Path) -> None:
     assert facts["algorithm"] == "ddpg"
     assert facts["episodes"] == 6
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".safetensors"]
+
+
+def test_looking_whether_a_folder_can_be_written_leaves_it_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / ".probe").write_text("mine")
+    check_writable(tmp_path)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:

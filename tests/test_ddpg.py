@@ -65,6 +65,13 @@ def test_it_begins_with_the_known_good_schemes_in_order() -> None:
     assert [trial.scheme for trial in told[: len(expected)]] == expected
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+def test_start_schemes_are_played_first_whatever_the_preset(preset: str) -> None:
+    start = Scheme((12, 12, 16))
+    play = ddpg(SPACE, HALF, seed=0, hints=Hints(starts=(start,)), preset=preset)  # type: ignore[arg-type]
+    assert start in {trial.scheme for trial in toy.play(play, toy.landscape(SPACE, 0), 8)}
+
+
 def test_by_default_every_episode_uses_the_budget_up() -> None:
     told = toy.play(quick(seed=0), toy.landscape(SPACE, 0), 48)
     for trial in told:
@@ -142,11 +149,11 @@ def means(**options: object) -> tuple[float, float]:
 
 
 def test_the_agent_learns_where_to_keep_more() -> None:
-    # Four seeds gave -0.202 in warm-up, -0.019 to -0.035 at the end, and -0.051 to -0.062 without learning.
+    # Four seeds gave -0.090 to -0.104 in warm-up, -0.006 to -0.012 at the end, and -0.051 to -0.062 without learning.
     before, after = means(seed=0, follow=0.0)
     _, unlearnt = means(seed=0, follow=0.0, updates=0)
-    assert after > before + 0.12
-    assert after > unlearnt + 0.005
+    assert after > before + 0.06
+    assert after > unlearnt + 0.03
 
 
 @pytest.mark.slow
@@ -174,6 +181,11 @@ def test_without_a_wall_and_with_a_reward_for_cost_the_agent_finds_its_own_size(
     best = max(told, key=lambda trial: trial.reward)
     assert best.reward > worth(SLOPE.dense)
     assert FREE.costs["macs"](best.scheme) < FREE.costs["macs"](SLOPE.dense)
+
+
+def test_where_the_budget_forbids_nothing_warmup_tries_different_schemes() -> None:
+    told = toy.play(ddpg(SLOPE, FREE, seed=0, hints=Hints(), wall="none", warmup=16), distance, 16)
+    assert len(set(kept(told))) == 16
 
 
 @pytest.mark.parametrize("wall", ["fit", "two-sided", "one-sided"])
@@ -229,6 +241,19 @@ def test_an_agent_that_was_told_nothing_is_not_saved(tmp_path: Path) -> None:
     next(proposals)
     proposals.close()
     assert not (tmp_path / "agent" / "agent.json").exists()
+
+
+def test_an_agent_is_not_saved_over_the_one_it_started_from(tmp_path: Path) -> None:
+    toy.play(quick(seed=0, save=str(tmp_path)), toy.landscape(SPACE, 0), 16)
+    with pytest.raises(UserError, match="agent and save are both"):
+        next(quick(seed=0, agent=str(tmp_path), save=f"{tmp_path}/."))
+
+
+def test_the_folder_of_an_agent_may_start_with_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    toy.play(quick(seed=0, save="~/agent"), toy.landscape(SPACE, 0), 16)
+    assert (tmp_path / "agent" / "agent.json").exists()
+    next(quick(seed=0, agent="~/agent"))
 
 
 def test_an_agent_of_another_state_is_refused_before_anything_is_proposed(tmp_path: Path) -> None:

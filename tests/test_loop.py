@@ -451,3 +451,19 @@ def test_kill_9_loses_nothing_that_was_recorded_and_nothing_is_recorded_twice(wa
     assert len(drive(resumed).measured) == 10
     assert resumed.trials == undisturbed.trials
     assert not ledger.frame().duplicated(["kept.a", "kept.b"]).any()
+
+
+def test_a_loop_that_is_closed_lets_its_searcher_go() -> None:
+    ended = []
+
+    def searcher() -> Generator[list[Scheme], list[Trial], None]:
+        try:
+            while True:
+                yield [SPACE.dense]
+        finally:
+            ended.append(True)
+
+    loop = Loop(searcher(), BUDGET, REWARDS["neg_loss"], Ledger(None, "p", SPACE.groups), Stop())
+    loop.ask()
+    loop.close()
+    assert ended == [True]

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from autoprune.budget import Budget
 from autoprune.errors import UserError
 from autoprune.hints import Hints
+from autoprune.paths import expand
 from autoprune.scheme import Scheme
 from autoprune.searchers import Proposals
 from autoprune.searchers.ranking import starts
@@ -33,7 +33,13 @@ Policy = Callable[[NDArray[np.float32], int], float]
 
 @dataclass(frozen=True)
 class Settings:
-    """What the presets differ in; :func:`ddpg` says what each means."""
+    """What the presets differ in: the options of :func:`ddpg`, and what only a preset decides.
+
+    ``explore`` is how warm-up plays: "schemes" (known good and random ones), "actor" (constant noise around its
+    answer) or "uniform" actions. ``stored`` is the action that is remembered, as "asked" or as "executed". ``least``
+    is where the deviation stops to shrink, ``early`` learns in warm-up already, ``restless`` raises the noise when
+    an episode repeats a known scheme; ``shaping`` and ``replay`` are the agent's.
+    """
 
     state: str
     wall: str
@@ -86,6 +92,7 @@ def ddpg(
     gamma: float | None = None,
     updates: int | None = None,
     agent: str | None = None,
+    recall: bool = False,
     save: str | None = None,
 ) -> Proposals:
     """Plays ``batch`` episodes, learns from what they were worth, and so on, for ever.
@@ -98,9 +105,10 @@ def ddpg(
     - ``wall``: what keeps an episode within the budget, a wall of the environment; or "fit": the agent asks for
       all rates first, ``Budget.fit`` scales them, and the walk is repeated with what came out. Warm-up is then by
       schemes that fit.
-    - ``warmup``: episodes before the agent learns anything.
+    - ``warmup``: episodes before the agent is asked; the presets of AMC do not learn before either.
     - ``sigma``, ``decay``: afterwards actions are drawn from a normal distribution around the actor's, truncated to
-      the range of actions; its deviation, in kept fractions, starts at ``sigma`` and shrinks by ``decay`` an episode.
+      the range of actions; its deviation, as a share of that range, starts at ``sigma`` and shrinks by ``decay`` an
+      episode.
     - ``follow``: the chance of a group to do after warm-up as in the best episode so far, instead. One group at
       least is free.
     - ``gamma``: discount. With 1 the critic's answer sums the rewards to come, with 0 it predicts the episode's.
@@ -111,31 +119,25 @@ def ddpg(
     replay. It skips the first step of each episode when learning; here that one is learnt from. "amc_paper" has the
     paper's state and one-sided wall, warms up with constant noise around the actor and stores what was executed;
     replay size and lengths are the release's. "default" warms up on known good schemes and random ones that use the
-    budget up, learns from them at once, ranks the rewards, follows the best episode, and never stops
-    exploring: an episode that repeats a known scheme raises the noise again.
+    budget up (any, where it forbids nothing), learns from them at once, ranks the rewards, follows the best episode,
+    and never stops exploring: an episode that repeats a known scheme raises the noise again.
 
-    ``agent`` names a folder with an agent to start from, which skips the warm-up, and ``save`` one to write the
-    agent to when the search ends. A saved agent may have learnt on another network.
+    ``agent`` names a folder with an agent to start from, which skips the warm-up; it may have learnt on another
+    network. ``recall`` takes over what it remembers too, which needs the same search space and reward. ``save`` is the
+    folder to write the agent to when the search ends, if it was told anything: the trials of the last batch are not.
+    Start schemes are played first, whatever the preset. A run that is continued must find the same ``agent``.
     """
     import gymnasium
-
-    from autoprune.agent import Agent, check_writable
 
     given = {"state": state, "wall": wall, "warmup": warmup, "sigma": sigma, "decay": decay}
     given |= {"follow": follow, "gamma": gamma, "updates": updates}
     chosen = _settings(preset, given)
+    if agent is not None:
+        chosen = replace(chosen, warmup=0)
     budget.check()
-    if save is not None:
-        check_writable(Path(save))
     clipped = "none" if chosen.wall == "fit" else chosen.wall
     env = gymnasium.make(ENVIRONMENT, space=space, budget=budget, state=chosen.state, wall=clipped)
-    learner = Agent(
-        env, len(space), algorithm, gamma=chosen.gamma, replay=chosen.replay, shaping=chosen.shaping,
-        home=space.fingerprint, seed=seed,
-    )  # fmt: skip
-    if agent is not None:
-        learner.load(agent)
-        chosen = replace(chosen, warmup=0)
+    learner = _learner(env, space, algorithm, chosen, seed, agent, recall, save)
     rng = np.random.default_rng(seed)
     first = _warmup(space, budget, hints, chosen, learner, rng)
     best: Trial | None = None
@@ -157,15 +159,16 @@ def ddpg(
             trials = yield [scheme for scheme, _ in played]
             for (_, episode), trial in zip(played, trials, strict=True):
                 if not trial.failed:
-                    best = trial if best is None or trial.reward > best.reward else best
                     worst = min(worst, trial.reward)
-                if best is not None:  # until then there is no scale on which a failure could be bad
+                    if budget.allows(trial.scheme) and (best is None or trial.reward > best.reward):
+                        best = trial
+                if worst < math.inf:  # until then there is no scale on which a failure could be bad
                     learner.remember(episode, worst if trial.failed else trial.reward)
                 if late or chosen.early:
                     learner.learn(chosen.updates * len(space))
     finally:
-        if save is not None and best is not None:
-            learner.save(save)
+        if save is not None and worst < math.inf:
+            learner.save(expand(save))
 
 
 td3 = partial(ddpg, algorithm="td3")
@@ -189,16 +192,46 @@ def _settings(preset: str, given: Mapping[str, Any]) -> Settings:
     return chosen
 
 
+def _learner(
+    env: gymnasium.Env[Any, Any],
+    space: SearchSpace,
+    algorithm: Literal["ddpg", "td3", "sac"],
+    chosen: Settings,
+    seed: int,
+    agent: str | None,
+    recall: bool,
+    save: str | None,
+) -> Agent:
+    """A new agent, or one that continues; where it is to be saved must be a place for it."""
+    from autoprune.agent import Agent, check_writable
+
+    if save is not None:
+        if agent is not None and expand(agent).resolve() == expand(save).resolve():
+            raise UserError(f"ddpg: agent and save are both {save}: the run could not be continued, save elsewhere")
+        check_writable(expand(save))
+    learner = Agent(
+        env, len(space), algorithm, gamma=chosen.gamma, replay=chosen.replay, shaping=chosen.shaping,
+        home=space.fingerprint, seed=seed,
+    )  # fmt: skip
+    if agent is not None:
+        learner.load(expand(agent), recall)
+    return learner
+
+
 def _warmup(
     space: SearchSpace, budget: Budget, hints: Hints, chosen: Settings, learner: Agent, rng: np.random.Generator
 ) -> Iterator[Policy]:
     """One policy for every episode before the agent is trusted."""
     by_schemes = chosen.explore == "schemes" or chosen.wall == "fit"
-    known = starts(space, budget, hints) if by_schemes else []
-    for number in range(chosen.warmup):
+    known = starts(space, budget, hints) if by_schemes and chosen.warmup else list(hints.starts)
+    for scheme in known:
+        space.check(scheme)
+        yield _following(space, scheme)
+    free = budget.allows(space.largest)  # all rates would be scaled to the largest scheme
+    for _ in range(chosen.warmup - len(known)):
         if by_schemes:
-            scheme = known[number] if number < len(known) else budget.fit(rng.uniform(0.2, 1.0, len(space)))
-            yield _following(space, scheme)
+            rates = rng.uniform(0.2, 1.0, len(space))
+            yield _following(space, space.floor(rates) if free else budget.fit(rates))
         elif chosen.explore == "uniform":
             yield lambda observation, t: rng.uniform(-1, 1)
         else:

@@ -45,14 +45,14 @@ class Settings:
     fill: bool = False
     tournament: int = 1
     hinted: bool = False
-    mutated: bool = False
+    restless: bool = False
     unipts: bool = False
 
 
 PRESETS: Mapping[str, Settings] = {
     "default": Settings(
         mode="reducing_regrowing", population=16, parents=8, mutation=0.1, sigma=0.3, fill=True, tournament=3,
-        hinted=True, mutated=True,
+        hinted=True, restless=True,
     ),
     "unipts_release": Settings(
         mode="reducing_regrowing", population=25, parents=10, mutation=0.1, elitist=False, generations=25,
@@ -109,8 +109,8 @@ def evolution(
       are whole taking no more, and picked widths are scaled to it.
 
     "default" begins with equal rates, the rankings of the unit scores, the start schemes, and random genomes. The
-    regrowth is shared such that equal genes give equal rates, parents are chosen by tournaments of three, and the
-    children of a crossover are mutated as well.
+    regrowth is shared such that equal genes give equal rates, parents are chosen by tournaments of three, and all
+    children are mutated, those that turn out to be known with twice the chance at every further attempt.
 
     "unipts_release" is the published search with its quirks: equal genes give every group the same *cost* back,
     so that small groups end up whole, and what they cannot take is lost, not spent. Genes are drawn from U(0, 1) and
@@ -209,12 +209,12 @@ def _next(
             if place == 0 and chosen.unipts:
                 members.append(coding.individual(coding.constant()))
                 continue
-            children = (coding.individual(_child(elders, place < half, coding, chosen)) for _ in range(TRIES))
-            members += _new(children, chosen, known)
+            children = (_child(elders, place < half, attempt, coding, chosen) for attempt in range(TRIES))
+            members += _new(children, coding, chosen, known)
     return members + _random(2 * half - len(members), coding, chosen, known, rng)
 
 
-def _child(elders: Sequence[Individual], crossed: bool, coding: Coding, chosen: Settings) -> Genome:
+def _child(elders: Sequence[Individual], crossed: bool, attempt: int, coding: Coding, chosen: Settings) -> Genome:
     """A child of two different parents, or the mutant of one."""
     from deap import tools
 
@@ -224,8 +224,10 @@ def _child(elders: Sequence[Individual], crossed: bool, coding: Coding, chosen: 
         others = [elder for elder in elders if elder is not parent] or elders
         (mate,) = tools.selTournament(others, 1, chosen.tournament)
         tools.cxUniform(child, list(mate.genome), 0.5)
-    if not crossed or chosen.mutated:
-        coding.mutate(child)
+    if chosen.restless:
+        coding.mutate(child, min(2**attempt * chosen.mutation, 1.0))
+    elif not crossed:
+        coding.mutate(child, chosen.mutation)
     return child
 
 
@@ -234,13 +236,14 @@ def _random(
 ) -> list[Individual]:
     members: list[Individual] = []
     for _ in range(places):
-        members += _new((coding.individual(coding.random(rng)) for _ in range(TRIES)), chosen, known)
+        members += _new((coding.random(rng) for _ in range(TRIES)), coding, chosen, known)
     return members
 
 
-def _new(drawn: Iterator[Individual], chosen: Settings, known: set[Scheme]) -> list[Individual]:
-    """The first that is not known, if there is one."""
-    for member in drawn:
+def _new(genomes: Iterator[Genome], coding: Coding, chosen: Settings, known: set[Scheme]) -> list[Individual]:
+    """The first whose scheme is not known, if there is one."""
+    for genome in genomes:
+        member = coding.individual(genome)
         if chosen.unipts or member.scheme not in known:
             known.add(member.scheme)
             return [member]
@@ -265,8 +268,8 @@ class Coding(Protocol):
     def random(self, rng: np.random.Generator) -> Genome:
         """A genome for the first population."""
 
-    def mutate(self, genome: Genome) -> None:
-        """Change a genome in place, drawing from the global stream as DEAP does."""
+    def mutate(self, genome: Genome, chance: float) -> None:
+        """Change some genes in place, drawing from the global stream as DEAP does."""
 
 
 class Regrowth:
@@ -294,7 +297,8 @@ class Regrowth:
         growth = np.maximum(self._pool * shares / shares.sum() / self._prices, 1e-12)
 
         def rates(pools: float) -> NDArray[np.float64]:
-            return np.minimum(self._low + pools * growth, 1.0)
+            wanted: NDArray[np.float64] = np.minimum(self._low + pools * growth, 1.0)
+            return wanted
 
         space, budget, fill = self._space, self._budget, self._chosen.fill
         whole = float(((1 - self._low) / growth).max())
@@ -317,12 +321,12 @@ class Regrowth:
         draw = rng.uniform if self._chosen.unipts else rng.normal
         return [float(gene) for gene in draw(0, 1, len(self._space))]
 
-    def mutate(self, genome: Genome) -> None:
+    def mutate(self, genome: Genome, chance: float) -> None:
         """Normal noise, in UniPTS in proportion to the gene."""
         from deap import tools
 
         scale = [abs(gene) for gene in genome] if self._chosen.unipts else [1.0] * len(genome)
-        tools.mutGaussian(genome, 0.0, [self._chosen.sigma * size for size in scale], self._chosen.mutation)
+        tools.mutGaussian(genome, 0.0, [self._chosen.sigma * size for size in scale], chance)
 
 
 class Levels:
@@ -333,9 +337,7 @@ class Levels:
         levels = [sorted({group.floor(scale * group.width) for scale in SCALES}) for group in space.groups]
         if not budget.allows(Scheme(tuple(counts[0] for counts in levels), space.granularity)):
             levels = [sorted({group.counts[0], *counts}) for group, counts in zip(space.groups, levels, strict=True)]
-        groups = (
-            replace(group, counts=tuple(counts)) for group, counts in zip(space.groups, levels, strict=True)
-        )
+        groups = (replace(group, counts=tuple(counts)) for group, counts in zip(space.groups, levels, strict=True))
         self._space = replace(space, groups=tuple(groups))
         self._budget = replace(budget, space=self._space)
 
@@ -362,14 +364,14 @@ class Levels:
         """Every level equally likely."""
         return [int(rng.integers(len(group.counts))) for group in self._space.groups]
 
-    def mutate(self, genome: Genome) -> None:
+    def mutate(self, genome: Genome, chance: float) -> None:
         """Genes jump by an offset that is not zero, modulo the number of levels."""
         from deap import tools
 
         sizes = [len(group.counts) for group in self._space.groups]
         offsets = [0] * len(genome)
         lowest, highest = [min(1, size - 1) for size in sizes], [size - 1 for size in sizes]
-        tools.mutUniformInt(offsets, lowest, highest, self._chosen.mutation)
+        tools.mutUniformInt(offsets, lowest, highest, chance)
         genome[:] = [(gene + offset) % size for gene, offset, size in zip(genome, offsets, sizes, strict=True)]
 
 

@@ -41,12 +41,12 @@ def fastnas(
     least = bisect_left(thresholds, True, key=lambda threshold: budget.allows(below(threshold)))
     tau = float(thresholds[least])
     over = below(float(thresholds[least - 1])) if least else space.largest
-    proposals = [fill(space, budget, below(tau), over)]
+    proposals = [fill(budget, below(tau), over)]
     step = 1.25
     for i in range(1, neighbours // 2 + 1):
         for near in (tau * step**i, tau / step**i):
             scheme = below(near)
-            proposals.append(fill(space, budget, scheme, space.largest) if budget.allows(scheme) else fill(space, budget, space.smallest, scheme))
+            proposals.append(fill(budget, scheme, space.largest) if budget.allows(scheme) else fill(budget, space.smallest, scheme))
     proposals = list(dict.fromkeys(proposals))
     for at in range(0, len(proposals), batch):
         yield proposals[at : at + batch]

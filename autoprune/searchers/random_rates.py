@@ -21,7 +21,7 @@ def random_rates(
     low: float = 0.2,
     high: float = 1.0,
 ) -> Proposals:
-    """Draws the kept rate of every group uniformly from [``low``, ``high``], for ever.
+    """Draws the kept rate of every group uniformly from [``low``, ``high``], for ever, after the start schemes.
 
     EagleEye's release draws *removed* rates as ``min_rate + U(0, 1) * max_rate``, prunes, and rejects the
     network when its cost misses the target by more than half a percent, which is most of them. Here the
@@ -31,5 +31,8 @@ def random_rates(
     if not 0 < low <= high <= 1:
         raise UserError(f"random: rates are drawn from low={low} to high={high}, but 0 < low <= high <= 1 must hold")
     rng = np.random.default_rng(seed)
+    begin = [start if budget.allows(start) else budget.fit(space.rates(start)) for start in hints.starts]
     while True:
-        yield [budget.fit(rng.uniform(low, high, len(space))) for _ in range(batch)]
+        drawn = [budget.fit(rng.uniform(low, high, len(space))) for _ in range(batch - len(begin[:batch]))]
+        yield begin[:batch] + drawn
+        begin = begin[batch:]

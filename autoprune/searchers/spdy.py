@@ -14,7 +14,7 @@ from autoprune.errors import UserError
 from autoprune.hints import Hints
 from autoprune.scheme import Scheme
 from autoprune.searchers import Proposals
-from autoprune.searchers.allocate import allocate
+from autoprune.searchers.allocate import allocator
 from autoprune.searchers.sensitivity import table
 from autoprune.space import SearchSpace
 
@@ -34,6 +34,7 @@ def spdy(
     shape: str = "log",
 ) -> Proposals:
     budget.check()
+    solver = allocator(space, budget)
     rng = np.random.default_rng(seed)
     if prior == "measured":
         errors = (yield from table(space, batch=batch, points=points)).losses(space)
@@ -41,7 +42,7 @@ def spdy(
         errors = [_quadratic(group.counts, shape) for group in space.groups]
 
     def solve(c):
-        return allocate(space, budget, [a * e for a, e in zip(c, errors, strict=True)])
+        return solver([a * e for a, e in zip(c, errors, strict=True)])
 
     n = len(space)
     best, centre = -math.inf, np.full(n, 0.5)

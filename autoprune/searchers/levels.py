@@ -1,0 +1,92 @@
+"""EvoPress (Sieberling et al., ICML 2025): one group goes a level up, another a level down, the budget stays full."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+
+import numpy as np
+
+from autoprune.budget import Budget
+from autoprune.errors import UserError
+from autoprune.hints import Hints
+from autoprune.scheme import Scheme
+from autoprune.searchers import Proposals
+from autoprune.searchers.ranking import starts
+from autoprune.space import SearchSpace
+
+DRAWS = 16  # children drawn for each that is wanted before their surroundings count as known
+
+
+def levels(
+    space: SearchSpace,
+    budget: Budget,
+    *,
+    seed: int,
+    hints: Hints,
+    batch: int = 8,
+    step: float = 0.25,
+    swaps: int = 3,
+) -> Proposals:
+    if not (0 < step < math.inf and swaps >= 1):
+        raise UserError(f"levels: step={step} must be positive and swaps={swaps} at least 1")
+    rng = np.random.default_rng(seed)
+    begin = list(dict.fromkeys(starts(space, budget, hints)))
+    grids = [_grid(budget, begin[0], g, step / len(space)) for g in range(len(space))]
+    parent, reward = begin[0], -math.inf
+    seen = set(begin)
+    children = begin
+    while children:
+        trials = []
+        for at in range(0, len(children), batch):
+            trials += yield children[at : at + batch]
+        for trial in trials:
+            if not trial.failed and trial.reward > reward:
+                parent, reward = trial.scheme, trial.reward
+        children = []
+        for _ in range(DRAWS * batch):
+            child = _child(budget, grids, parent, swaps, rng)
+            if child is not None and child not in seen:
+                seen.add(child)
+                children.append(child)
+            if len(children) == batch:
+                break
+
+
+def _grid(budget: Budget, scheme: Scheme, g: int, step: float) -> list[int]:
+    """Counts of a group that are ``step`` of load apart, or one legal step if that is more, seen from a scheme."""
+    counts = budget.space.groups[g].counts
+    loads = [budget.load(scheme.replace(g, count)) for count in counts]
+    here = counts.index(scheme.kept[g])
+    places = [here]
+    while places[-1] + 1 < len(counts):
+        above = bisect_right(loads, loads[places[-1]] + step) - 1
+        places.append(max(above, places[-1] + 1))
+    while places[0] > 0:
+        below = bisect_left(loads, loads[places[0]] - step)
+        places.insert(0, min(below, places[0] - 1))
+    return [counts[i] for i in places]
+
+
+def _child(
+    budget: Budget, grids: Sequence[Sequence[int]], parent: Scheme, swaps: int, rng: np.random.Generator
+) -> Scheme | None:
+    """Some groups go up one level and as many others down; None where they cannot."""
+    order = [int(g) for g in rng.permutation(len(grids))]
+    few = int(rng.integers(1, swaps + 1, 2).min())
+    up = [g for g in order if parent.kept[g] < grids[g][-1]][:few]
+    down = [g for g in order if g not in up and parent.kept[g] > grids[g][0]][:few]
+    child = parent
+    for g in up:
+        child = child.replace(g, grids[g][bisect_right(grids[g], child.kept[g])])
+    for g in down:
+        child = child.replace(g, grids[g][bisect_left(grids[g], child.kept[g]) - 1])
+    for g in down:
+        if not budget.allows(child):
+            child = budget.cut(child, g, budget.load(child) - 1) or child.replace(g, grids[g][0])
+    if not budget.allows(child):
+        return None
+    goal = budget.space.rates(child)
+    goal[up] += 1
+    return budget.spend(child, goal)
