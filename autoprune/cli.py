@@ -12,6 +12,7 @@ import typer
 
 from autoprune import arguments
 from autoprune.errors import UserError
+from autoprune.searchers import SEARCHERS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,9 +69,7 @@ def search(
     mean: Mean = None,
     std: Std = None,
     input_size: InputSize = None,
-    searcher: Annotated[
-        str, typer.Option(help="swap, ddpg, td3, sac, netadapt, random, uniform or package.module:function")
-    ] = "swap",
+    searcher: Annotated[str, typer.Option(help=f"{', '.join(SEARCHERS)} or package.module:function")] = "swap",
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="an option of the searcher: KEY=VALUE; repeatable")
     ] = None,

@@ -56,6 +56,7 @@ SEARCHERS: Mapping[str, str] = {
     "random": "autoprune.searchers.random_rates:random_rates",
     "netadapt": "autoprune.searchers.netadapt:netadapt",
     "swap": "autoprune.searchers.swap:swap",
+    "evolution": "autoprune.searchers.evolution:evolution",
     "ddpg": "autoprune.searchers.ddpg:ddpg",
     "td3": "autoprune.searchers.ddpg:td3",
     "sac": "autoprune.searchers.ddpg:sac",

@@ -106,7 +106,9 @@ def _loads(budget: Budget, scheme: Scheme, g: int, at: Sequence[int]) -> NDArray
 def _anchors(space: SearchSpace, budget: Budget, g: int) -> list[int]:
     """Counts of a group between which every cost is a straight line: both ends for MACs, more for a staircase."""
     counts = space.groups[g].counts
-    few, many = ([counts[i] for i in np.unique(np.linspace(0, len(counts) - 1, n).round().astype(int))] for n in (5, 17))
+    few, many = (
+        [counts[i] for i in np.unique(np.linspace(0, len(counts) - 1, n).round().astype(int))] for n in (5, 17)
+    )
     ends = [few[0], few[-1]]
     for name in budget.caps:
         costs = [budget.costs[name](space.largest.replace(g, count)) for count in few]

@@ -26,9 +26,23 @@ def levels(
     seed: int,
     hints: Hints,
     batch: int = 8,
-    step: float = 0.25,
+    step: float = 0.35,
     swaps: int = 3,
 ) -> Proposals:
+    """An elitist (1 + ``batch``) search that moves groups along a fixed grid of levels.
+
+    A level is ``step`` of the load that a group has on average: the grid of a group are the counts that lie so far
+    apart in load, seen from equal rates, or one legal step where that is more. A child of the best scheme has some
+    groups one level up and as many others one level down, the smaller of two uniform draws from 1 to ``swaps``. Known
+    children are not measured again, and the search ends when it draws no others. It begins with equal rates, as
+    EvoPress does, and with what the hints offer: the rankings of unit scores and the start schemes.
+
+    Levels of EvoPress are equal in weights, so that a swap keeps the budget exactly. MACs are products of widths, and
+    a level is worth more where neighbours are wide: after a swap the groups that went down are cut further if the
+    budget asks for it, and what they cut too much goes to those that went up. There is no selection in stages on
+    more and more data here, every child is measured in full: EvoPress draws 32 to 128 a generation, most of which
+    see little data. The searcher "swap" adapts the size of its moves and rules children out by regression instead.
+    """
     if not (0 < step < math.inf and swaps >= 1):
         raise UserError(f"levels: step={step} must be positive and swaps={swaps} at least 1")
     rng = np.random.default_rng(seed)

@@ -15,6 +15,7 @@ from autoprune.hints import Hints
 from autoprune.scheme import Scheme
 from autoprune.searchers import Proposals
 from autoprune.searchers.allocate import allocator
+from autoprune.searchers.ranking import starts
 from autoprune.space import Group, SearchSpace
 from autoprune.trial import Trial
 
@@ -73,28 +74,29 @@ def sensitivity(
 
     ``points`` counts of every group are measured, each with nothing else cut (see :func:`table`), and the
     drops of reward are added up as if groups did not interact. The scheme of the least sum under the budget
-    is proposed, and equal rates beside it.
+    is proposed, and beside it equal rates and what the hints offer: the rankings of unit scores, the start schemes.
 
     This is the analysis of NNI's sensitivity pruner, but not its allocation: that one takes from every layer the first
     ratio that loses five points of accuracy, scales all of them to remove a tenth of the weights, and starts again.
 
-    Nothing is affordable before the last batch: allow groups x ``points`` + 3 trials. The table does not depend on
+    Nothing is affordable before the last batch: allow groups x ``points`` + 5 trials. The table does not depend on
     the budget, so in the same ledger it is free for every further budget, and for the other searchers that use it.
     """
-    budget.check()
+    believed = starts(space, budget, hints)
     drops = yield from table(space, batch=batch, points=points)
     best = allocator(space, budget)(drops.losses(space))
-    proposals = list(dict.fromkeys([best, budget.fit(np.ones(len(space)))]))
+    proposals = list(dict.fromkeys([best, *believed]))
     for at in range(0, len(proposals), batch):
         yield proposals[at : at + batch]
 
 
 def table(space: SearchSpace, *, batch: int, points: int) -> Generator[list[Scheme], list[Trial], Table]:
-    """Measure the drops of all groups: ``drops = yield from table(...)`` inside a searcher.
+    """Measures how far the reward drops when one group alone is cut.
 
-    The uncut network comes first, then each group's smallest count, then the next larger of its ``points``
-    counts, and so on. A group that loses nothing at some count is not measured at larger ones. Neither the order nor
-    what is measured depends on the batch.
+    Searchers begin with ``drops = yield from table(space, batch=batch, points=points)``. The uncut network comes
+    first, then each group's smallest count, then the next larger of its ``points`` counts, and so on. A group that
+    loses nothing at some count is not measured at larger ones. What is measured, and in which order, does not depend
+    on the batch.
 
     The drop never falls when more is cut: it is the largest one measured at this or any larger count. A count that
     failed is taken to be as bad as the next smaller one that did not, or, if there is none, worse than the
@@ -137,7 +139,7 @@ def _table(space: SearchSpace, dense: float, rewards: Sequence[Mapping[int, floa
     known = [reward for measured in rewards for reward in measured.values() if math.isfinite(reward)]
     top = max(known, default=0.0) if math.isnan(dense) else dense
     worst = max((top - reward for reward in known), default=0.0)
-    dreadful = min(len(space) * worst, WORST) if worst > 0 else 1.0
+    dreadful = min((len(space) + 1) * worst, WORST) if worst > 0 else 1.0
     counts, drops = [], []
     for group, measured in zip(space.groups, rewards, strict=True):
         column = {group.counts[-1]: 0.0}
