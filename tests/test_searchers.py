@@ -27,7 +27,8 @@ from autoprune.space import Group, SearchSpace
 from autoprune.trial import Trial
 
 LEARNERS = ("ddpg", "td3", "sac")
-TRIALS = {**dict.fromkeys(SEARCHERS, 60), **dict.fromkeys(LEARNERS, 40), "netadapt": 400}
+TRIALS = {**dict.fromkeys(SEARCHERS, 60), **dict.fromkeys(LEARNERS, 16), "netadapt": 400}
+QUICK = {name: {"warmup": 6} for name in LEARNERS}
 
 # One file learns with three algorithms; two of them show in the slow tests that they keep the contract too.
 EVERY = pytest.mark.parametrize(
@@ -60,7 +61,7 @@ def start(
     name: str, space: SearchSpace, budget: Budget, seed: int = 0, batch: int = 8, hinted: bool = True
 ) -> Proposals:
     hints = toy.unit_scores(space) if hinted else Hints()
-    return find(name)(space, budget, seed=seed, hints=hints, batch=batch)
+    return find(name)(space, budget, seed=seed, hints=hints, batch=batch, **QUICK.get(name, {}))
 
 
 def kept_by(trials: list[Trial]) -> list[tuple[int, ...]]:
