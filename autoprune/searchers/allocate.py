@@ -15,8 +15,9 @@ from autoprune.space import SearchSpace
 Losses = Sequence[NDArray[np.float64]]
 """Per group the loss of each of its legal counts, in their order: finite, at least 0, on one scale."""
 
-ROUNDS = 40
+ROUNDS = 20
 PASSES = 4
+IDLE = 3  # prices that led to no other scheme: there is none between the two
 NEAR = 0.01  # what a load this close to the budget leaves are a few channels, and they need no price
 POWER = 8  # of the norm that stands for the largest of several loads: it falls when any of them does
 
@@ -43,14 +44,17 @@ def allocator(space: SearchSpace, budget: Budget) -> Callable[[Losses], Scheme]:
         over, under = space.largest, space.smallest
         low, high = 0.0, math.inf
         price = (sum(float(np.ptp(loss)) for loss in losses) or 1.0) / budget.load(over)
+        idle = 0
         for _ in range(ROUNDS):
             scheme = _at_price(space, budget, losses, anchors, price, over)
+            idle = idle + 1 if low > 0 and high < math.inf and scheme in {over, under} else 0
             if budget.allows(scheme):
+                if scheme != under:
+                    found.append(fill(budget, scheme, over))
                 under, high = scheme, price
-                found.append(fill(budget, under, over))
             else:
                 over, low = scheme, price
-            if high <= 1.001 * low or (high < math.inf and budget.load(under) > 1 - NEAR):
+            if idle == IDLE or (high < math.inf and budget.load(under) > 1 - NEAR):
                 break
             price = price * 4 if high == math.inf else price / 4 if low == 0 else math.sqrt(low * high)
         found.append(fill(budget, under, over))
@@ -64,7 +68,7 @@ def fill(budget: Budget, under: Scheme, over: Scheme) -> Scheme:
     space = budget.space
     start, goal = space.rates(under), space.rates(over)
     low, high = 0.0, 1.0
-    while high - low > 1e-3:
+    while high - low > 0.01:
         middle = (low + high) / 2
         if budget.allows(space.floor(start + middle * (goal - start))):
             low = middle

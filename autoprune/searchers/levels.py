@@ -26,7 +26,7 @@ def levels(
     seed: int,
     hints: Hints,
     batch: int = 8,
-    step: float = 0.35,
+    step: float = 0.5,
     swaps: int = 3,
 ) -> Proposals:
     """An elitist (1 + ``batch``) search that moves groups along a fixed grid of levels.

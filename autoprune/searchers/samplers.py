@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,10 +32,14 @@ if TYPE_CHECKING:
 Axes = Mapping[str, "FloatDistribution"]
 """What is asked of the sampler: one rate for every group that has a choice, named like the group."""
 
+Name = Literal["tpe", "cmaes", "gp", "nsga2", "nsga3", "random", "qmc"]
+NAMES: tuple[Name, ...] = get_args(Name)
 CONSTRAINED = ("tpe", "gp", "nsga2", "nsga3")
 POPULATION = 12
+PACKAGES = {"cmaes": "cmaes", "gp": "torch"}
+"""What a sampler needs beyond Optuna."""
 PATIENCE = 8
-"""Vectors asked per scheme of a batch before a batch is handed over that is not full."""
+"""Vectors asked per scheme of a batch before the search ends because none leads to anything new."""
 
 
 def optuna_search(
@@ -45,7 +49,7 @@ def optuna_search(
     seed: int,
     hints: Hints,
     batch: int = 8,
-    sampler: Literal["tpe", "cmaes", "gp", "nsga2", "nsga3", "random", "qmc"] | object = "tpe",
+    sampler: Name | object = "tpe",
     constraints: bool = False,
     low: float = 0.1,
 ) -> Proposals:
@@ -56,8 +60,7 @@ def optuna_search(
     - ``tpe``: the tree-structured Parzen estimator, over all groups jointly; what is under measurement counts as bad.
     - ``cmaes``: CMA-ES; needs the package cmaes.
     - ``gp``: a Gaussian process with expected improvement; needs torch. An answer takes tenths of a second.
-    - ``nsga2``, ``nsga3``: genetic, with a population of 12 (Optuna's 50 would spend a short search on its first
-      two or three generations).
+    - ``nsga2``, ``nsga3``: genetic, with a population of 12 (Optuna's 50 would make a short search all but random).
     - ``random``, ``qmc``: independent rates, and a scrambled Sobol sequence.
 
     An object is copied before use and keeps its own seed: give it one, or the run cannot be resumed.
@@ -66,7 +69,8 @@ def optuna_search(
     candidate uses the budget up. Hence they are real numbers, and the counts are made by the projection. The value
     is told for the rates that were asked for. Telling it for the rates of the projected scheme, in addition or
     instead, made TPE, CMA-ES and the Gaussian process worse on every toy landscape or no better: where many vectors
-    lead to one scheme the sampler had better learn that they do.
+    lead to one scheme the sampler had better learn that they do. Counts as integer parameters found nothing more, and
+    made the Gaussian process 20 to 80 times slower.
 
     With ``constraints=True`` nothing is projected: the rates are those of the legal counts nearest to them, ``low``
     plays no part, and what a scheme exceeds each cap by is reported as an Optuna constraint. Few candidates are
@@ -74,8 +78,9 @@ def optuna_search(
     samplers tpe, gp, nsga2 and nsga3 heed constraints, the others are refused.
 
     The study begins with equal rates, the rankings of the unit scores and the start schemes. A vector that leads to a
-    known scheme is answered at once and not measured again; when ``PATIENCE`` times ``batch`` of them lead to nothing
-    new, the search ends. Failed trials are told as failed, which samplers leave out of their statistics.
+    known scheme is answered at once and not measured again; after ``batch`` of them a batch is handed over as it is,
+    and when eight times as many lead to nothing new, the search ends. Failed trials are told as failed, which
+    samplers leave out of their statistics.
     """
     _check(sampler, constraints, low)
     budget.check()
@@ -92,7 +97,7 @@ def optuna_search(
         asked: list[tuple[Asked, Scheme]] = []
         new: list[Scheme] = []
         with _lent(stream):
-            for _ in range(PATIENCE * batch):
+            for vectors in range(1, PATIENCE * batch + 1):
                 trial = study.ask(dict[str, "BaseDistribution"](axes))
                 if "start" in trial.user_attrs:
                     scheme = believed[trial.user_attrs["start"]]
@@ -101,12 +106,13 @@ def optuna_search(
                     scheme = _nearest(space, rates) if constraints else budget.fit(rates)
                 if scheme in rewards:
                     _tell(study, trial, rewards[scheme], _excess(budget, scheme) if constraints else {})
-                    continue
-                asked.append((trial, scheme))
-                if scheme not in new:
-                    new.append(scheme)
-                    if len(new) == batch:
-                        break
+                else:
+                    asked.append((trial, scheme))
+                    if scheme not in new:
+                        new.append(scheme)
+                repeats = vectors - len(new)
+                if len(new) == batch or (new and repeats >= batch):
+                    break
         if not new:
             return
         answers = yield new
@@ -119,8 +125,9 @@ def optuna_search(
 def _study(sampler: object, seed: int) -> Study:
     """A study in memory."""
     import optuna
+    from optuna.samplers import BaseSampler
 
-    made = NAMED[sampler](seed % 2**32) if isinstance(sampler, str) else copy.deepcopy(sampler)
+    made = copy.deepcopy(sampler) if isinstance(sampler, BaseSampler) else _named(str(sampler), seed % 2**32)
     return optuna.create_study(direction="maximize", sampler=made)
 
 
@@ -198,70 +205,35 @@ def _check(sampler: object, constraints: bool, low: float) -> None:
         raise UserError(f"optuna: low={low} must lie between 0 and 1; rates are asked from there to 1")
     if isinstance(sampler, BaseSampler):
         return
-    if not isinstance(sampler, str) or sampler not in NAMED:
-        known = ", ".join(NAMED)
+    if not isinstance(sampler, str) or sampler not in NAMES:
         raise UserError(
-            f"optuna: sampler={sampler!r} is unknown: use one of {known}, or an object of optuna.samplers"
-            f"{close(str(sampler), list(NAMED))}"
+            f"optuna: sampler={sampler!r} is unknown: use one of {', '.join(NAMES)}, "
+            f"or an object of optuna.samplers{close(str(sampler), NAMES)}"
         )
     if constraints and sampler not in CONSTRAINED:
         raise UserError(
             f"optuna: sampler={sampler} ignores constraints: use one of {', '.join(CONSTRAINED)}, or constraints=False"
         )
-    for package in NEEDS.get(sampler, ()):
-        if find_spec(package) is None:
-            raise UserError(f"optuna: sampler={sampler} needs the package {package}: pip install {package}")
+    package = PACKAGES.get(sampler)
+    if package is not None and find_spec(package) is None:
+        raise UserError(f"optuna: sampler={sampler} needs the package {package}: pip install {package}")
 
 
-def _tpe(seed: int) -> BaseSampler:
-    from optuna.samplers import TPESampler
+def _named(name: str, seed: int) -> BaseSampler:
+    from optuna import samplers
 
-    return TPESampler(seed=seed)
-
-
-def _cmaes(seed: int) -> BaseSampler:
-    from optuna.samplers import CmaEsSampler
-
-    return CmaEsSampler(seed=seed, warn_independent_sampling=False)
-
-
-def _gp(seed: int) -> BaseSampler:
-    from optuna.samplers import GPSampler
-
-    return GPSampler(seed=seed, warn_independent_sampling=False)
-
-
-def _nsga2(seed: int) -> BaseSampler:
-    from optuna.samplers import NSGAIISampler
-
-    return NSGAIISampler(seed=seed, population_size=POPULATION)
-
-
-def _nsga3(seed: int) -> BaseSampler:
-    from optuna.samplers import NSGAIIISampler
-
-    return NSGAIIISampler(seed=seed, population_size=POPULATION)
-
-
-def _random(seed: int) -> BaseSampler:
-    from optuna.samplers import RandomSampler
-
-    return RandomSampler(seed=seed)
-
-
-def _qmc(seed: int) -> BaseSampler:
-    from optuna.samplers import QMCSampler
-
-    return QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
-
-
-NAMED: Mapping[str, Callable[[int], BaseSampler]] = {
-    "tpe": _tpe,
-    "cmaes": _cmaes,
-    "gp": _gp,
-    "nsga2": _nsga2,
-    "nsga3": _nsga3,
-    "random": _random,
-    "qmc": _qmc,
-}
-NEEDS: Mapping[str, tuple[str, ...]] = {"cmaes": ("cmaes",), "gp": ("torch", "scipy")}
+    match name:
+        case "tpe":
+            return samplers.TPESampler(seed=seed)
+        case "cmaes":
+            return samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
+        case "gp":
+            return samplers.GPSampler(seed=seed, warn_independent_sampling=False)
+        case "nsga2":
+            return samplers.NSGAIISampler(seed=seed, population_size=POPULATION)
+        case "nsga3":
+            return samplers.NSGAIIISampler(seed=seed, population_size=POPULATION)
+        case "qmc":
+            return samplers.QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
+        case _:
+            return samplers.RandomSampler(seed=seed)

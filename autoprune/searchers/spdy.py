@@ -21,7 +21,7 @@ from autoprune.searchers.sensitivity import table
 from autoprune.space import Group, SearchSpace
 from autoprune.trial import Trial
 
-DRAWS = 4  # coefficients drawn for each scheme that is wanted, before nothing new is expected
+DRAWS = 2  # coefficients drawn for each scheme that is wanted, before nothing new is expected
 Coefficients = NDArray[np.float64]
 
 
@@ -60,7 +60,7 @@ def spdy(
       is kept, as in the paper. Nothing is measured beforehand.
     - "measured": the drop of reward when the group alone is cut, measured at ``points`` counts of every group
       (:func:`autoprune.searchers.sensitivity.table`). Nothing is affordable before that table is complete: allow
-      groups x ``points`` trials more. They are well spent: the coefficients then only have to correct the table.
+      groups x ``points`` trials more. The coefficients then only have to correct the table.
 
     Differences to the paper: the MACs of a channel depend on its neighbours' widths, so the dynamic programme over
     additive times gives way to a price on load that is recounted on the whole scheme, over all legal counts instead
@@ -87,6 +87,7 @@ def spdy(
         trials = yield list(found)
         best = _best(best, found, trials)
     unsolved = [scheme for scheme in dict.fromkeys(begin) if scheme not in seen]
+    seen.update(unsolved)
     for at in range(0, len(unsolved), batch):
         yield unsolved[at : at + batch]
 

@@ -1,0 +1,469 @@
+"""The Optuna searcher: the contract of searchers with every sampler, and what the samplers are told."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import itertools
+import math
+import random
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from optuna.trial import FrozenTrial, TrialState
+
+import toy
+from autoprune import settings
+from autoprune.budget import Budget
+from autoprune.errors import UserError
+from autoprune.hints import Hints
+from autoprune.scheme import Scheme
+from autoprune.searchers import KIND, Proposals, configure
+from autoprune.searchers.ranking import starts
+from autoprune.searchers.samplers import NAMES, PATIENCE, optuna_search
+from autoprune.space import SearchSpace
+from autoprune.trial import Trial
+
+CONSTRAINED = ("tpe", "gp", "nsga2", "nsga3")
+
+
+def with_every(*names: str) -> Any:
+    """The samplers, all if none is named; the Gaussian process, which takes its time, in the slow tests."""
+    return pytest.mark.parametrize(
+        "sampler", [pytest.param(name, marks=pytest.mark.slow if name == "gp" else ()) for name in names or NAMES]
+    )
+
+
+# A Gaussian process is fitted from 10 trials on.
+TRIALS = {**dict.fromkeys(NAMES, 48), "gp": 15}
+WIDE = toy.chain((64, 96, 128), pixels=(64, 16, 4))
+
+SPACES = {
+    "chain": toy.chain((8, 16, 12), pixels=(64, 16, 4)),
+    "single group": toy.chain((12,)),
+    "units and sums": toy.mixed(),
+    "coarse counts": toy.chain((16, 16, 16), step=8),
+    "two counts": toy.chain((2, 2), step=1),
+    "no choice": toy.chain((4, 8), step=8),
+}
+BUDGETS = ("macs=60%", "macs=60%,params=50%", "smallest", "everything")
+
+
+def capped(space: SearchSpace, text: str) -> Budget:
+    """A budget in words: a text of the command line, or one of the two extremes."""
+    if text == "everything":
+        return Budget.parse("macs=100%", space)
+    smallest, dense = Budget.parse("macs=100%", space).reachable()["macs"]
+    if text == "smallest" or smallest > 0.6 * dense:
+        return Budget.parse(f"macs={smallest}", space)
+    return Budget.parse(text, space)
+
+
+def start(space: SearchSpace, budget: Budget, seed: int = 0, hints: Hints | None = None, **options: Any) -> Proposals:
+    return optuna_search(space, budget, seed=seed, hints=toy.unit_scores(space) if hints is None else hints, **options)
+
+
+def kept_by(trials: list[Trial]) -> list[tuple[int, ...]]:
+    return [trial.scheme.kept for trial in trials]
+
+
+class Overheard(optuna.samplers.RandomSampler):
+    """Random answers, and a record of what was told."""
+
+    told: list[FrozenTrial] = []  # noqa: RUF012 - of the class: the searcher works on a copy of the object
+
+    def after_trial(self, study: Any, trial: FrozenTrial, state: TrialState, values: Any) -> None:
+        told = copy.deepcopy(trial)
+        told.state, told.values = state, values
+        type(self).told.append(told)
+        super().after_trial(study, trial, state, values)
+
+
+@pytest.fixture
+def overheard() -> Overheard:
+    Overheard.told = []
+    return Overheard(seed=0)
+
+
+# --- the contract ---
+
+
+@pytest.mark.parametrize(
+    ("sampler", "constraints"),
+    [
+        *((name, False) for name in NAMES),
+        *(pytest.param(name, True, marks=pytest.mark.slow if name == "gp" else ()) for name in CONSTRAINED),
+    ],
+)
+def test_the_same_seed_gives_the_same_proposals_whatever_the_global_streams_hold(
+    sampler: str, constraints: bool
+) -> None:
+    budget, reward = capped(WIDE, "macs=30%"), toy.landscape(WIDE, 1)
+    runs = []
+    for outside in (1, 2):
+        random.seed(outside)
+        np.random.seed(outside)
+        before = random.getstate(), np.random.get_state()[1].tolist()
+        proposals = start(WIDE, budget, 5, sampler=sampler, constraints=constraints, batch=5)
+        runs.append(kept_by(toy.play(proposals, reward, TRIALS[sampler])))
+        assert before == (random.getstate(), np.random.get_state()[1].tolist())
+    assert runs[0] == runs[1]
+
+
+@with_every()
+def test_another_seed_gives_other_proposals(sampler: str) -> None:
+    budget, reward = capped(WIDE, "macs=30%"), toy.landscape(WIDE, 1)
+    one, other = (toy.play(start(WIDE, budget, seed, sampler=sampler), reward, 16) for seed in (0, 2**40 + 1))
+    assert kept_by(one) != kept_by(other)
+
+
+@with_every("tpe", "cmaes", "gp", "nsga2", "nsga3")
+def test_what_is_told_decides_what_is_asked_next(sampler: str) -> None:
+    budget = capped(WIDE, "macs=30%")
+    one, other = (
+        toy.play(start(WIDE, budget, sampler=sampler, batch=5), toy.landscape(WIDE, seed), TRIALS[sampler])
+        for seed in (1, 2)
+    )
+    assert kept_by(one)[:5] == kept_by(other)[:5]
+    assert kept_by(one) != kept_by(other)
+
+
+@pytest.mark.parametrize("constraints", [False, True])
+@pytest.mark.parametrize("text", BUDGETS)
+@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
+def test_proposals_are_new_legal_come_in_batches_and_one_of_them_is_affordable(
+    space: SearchSpace, text: str, constraints: bool
+) -> None:
+    budget, reward = capped(space, text), toy.landscape(space, 0)
+    for sampler in CONSTRAINED[2:] if constraints else ("cmaes", "nsga2", "random", "qmc"):
+        proposals = start(space, budget, batch=3, sampler=sampler, constraints=constraints)
+        answers: list[Trial] | None = None
+        told: list[Trial] = []
+        while len(told) < 40:
+            try:
+                schemes = next(proposals) if answers is None else proposals.send(answers)
+            except StopIteration:
+                break
+            assert 1 <= len(schemes) <= 3
+            for scheme in schemes:
+                space.check(scheme)
+            answers = [toy.answer(scheme, reward) for scheme in schemes]
+            told += answers
+        proposals.close()
+        assert len(set(kept_by(told))) == len(told)
+        allowed = [budget.allows(trial.scheme) for trial in told]
+        assert allowed[0]
+        assert constraints or all(allowed)
+
+
+@with_every("tpe", "gp")
+@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
+def test_models_are_fitted_in_every_space(space: SearchSpace, sampler: str) -> None:
+    budget = capped(space, "macs=60%")
+    told = toy.play(start(space, budget, sampler=sampler), toy.landscape(space, 0), TRIALS[sampler])
+    assert all(budget.allows(trial.scheme) for trial in told)
+    assert len(set(kept_by(told))) == len(told)
+
+
+@with_every()
+@pytest.mark.parametrize("rule", ["all", "every other", "the first ten"])
+def test_failed_trials_do_not_stop_a_search(sampler: str, rule: str) -> None:
+    budget, worth, count = capped(WIDE, "macs=30%"), toy.landscape(WIDE, 0), itertools.count()
+
+    def reward(scheme: Scheme) -> float:
+        at = next(count)
+        fails = {"all": True, "every other": at % 2 == 0, "the first ten": at < 10}
+        return -math.inf if fails[rule] else worth(scheme)
+
+    told = toy.play(start(WIDE, budget, sampler=sampler), reward, 24)
+    assert len(told) >= 24
+    assert all(budget.allows(trial.scheme) for trial in told)
+
+
+@with_every()
+@pytest.mark.parametrize(
+    "reward",
+    [lambda _: 0.0, lambda s: 1e300 * s.kept[0], lambda s: -1e9 / s.kept[0], lambda _: math.nan],
+    ids=["flat", "huge", "steep", "nan"],
+)
+def test_odd_rewards_are_survived(sampler: str, reward: Callable[[Scheme], float]) -> None:
+    budget = capped(WIDE, "macs=30%")
+    told = toy.play(start(WIDE, budget, sampler=sampler, batch=5), reward, TRIALS[sampler])
+    assert len(told) >= TRIALS[sampler]
+    assert any(budget.allows(trial.scheme) for trial in told)
+
+
+def test_a_searcher_can_be_closed_at_any_time() -> None:
+    space = SPACES["chain"]
+    proposals = start(space, capped(space, "macs=60%"))
+    proposals.close()
+    proposals = start(space, capped(space, "macs=60%"))
+    next(proposals)
+    proposals.close()
+    with pytest.raises(StopIteration):
+        next(proposals)
+
+
+@pytest.mark.parametrize("constraints", [False, True])
+def test_an_unreachable_budget_is_refused_before_anything_is_proposed(constraints: bool) -> None:
+    space = SPACES["chain"]
+    with pytest.raises(UserError, match="cannot be reached"):
+        next(start(space, Budget.parse("macs=0.1%", space), constraints=constraints))
+
+
+def test_groups_limited_from_above_stay_below_their_limit() -> None:
+    space = toy.chain([8, 16, 16])
+    groups = tuple(toy.Group(g.name, g.width, g.slices, g.counts[: g.width // 2]) for g in space.groups)
+    space = SearchSpace(groups, space.layers, space.shapes)
+    budget = Budget.parse("macs=20%", space)
+    for constraints in (False, True):
+        told = toy.play(start(space, budget, constraints=constraints), toy.landscape(space, 0), 40)
+        assert all(
+            count in group.counts for trial in told for count, group in zip(trial.scheme.kept, groups, strict=True)
+        )
+        assert any(budget.allows(trial.scheme) for trial in told)
+
+
+# --- what is proposed and what is told ---
+
+
+def test_what_is_believed_in_comes_first_as_it_is() -> None:
+    space = SPACES["chain"]
+    budget, scores = capped(space, "macs=60%"), toy.unit_scores(space).scores
+    chosen = Scheme((2, 3, 3), indices=((0, 1), (1, 4, 9), (0, 5, 11)))  # far below the budget, and exact channels
+    hints = Hints(scores, (chosen, space.dense))
+    expected = list(dict.fromkeys(starts(space, budget, hints)))
+    for constraints in (False, True):
+        proposals = start(space, budget, hints=hints, batch=2, constraints=constraints)
+        told = toy.play(proposals, toy.landscape(space, 0), len(expected))
+        assert [trial.scheme for trial in told][: len(expected)] == expected
+    assert chosen in expected
+
+
+def test_a_start_of_another_space_is_refused() -> None:
+    space = SPACES["chain"]
+    with pytest.raises(UserError, match="the search space 3"):
+        next(start(space, capped(space, "macs=60%"), hints=Hints(starts=(Scheme((1,)),))))
+
+
+def test_a_dense_start_beyond_the_limit_of_a_group_is_proposed_where_it_is_affordable() -> None:
+    space = toy.chain([8, 16])
+    groups = tuple(toy.Group(g.name, g.width, g.slices, g.counts[:-2]) for g in space.groups)
+    space = SearchSpace(groups, space.layers, space.shapes)
+    for constraints in (False, True):
+        hints = Hints(starts=(space.dense,))
+        first = next(start(space, capped(space, "everything"), hints=hints, constraints=constraints))
+        assert first[1] == space.dense
+
+
+def test_the_value_of_the_projected_scheme_is_told_for_the_rates_that_were_asked(overheard: Overheard) -> None:
+    space = toy.chain((32, 48, 64))
+    budget, reward = capped(space, "macs=40%"), toy.landscape(space, 0)
+    played = toy.play(start(space, budget, sampler=overheard, low=0.3), reward, 24)
+    rewards = {trial.scheme: trial.reward for trial in played}
+    asked = [trial for trial in Overheard.told if "start" not in trial.user_attrs]
+    assert len(asked) >= 8
+    for trial in asked:
+        rates = [trial.params[group.name] for group in space.groups]
+        assert 0.3 <= min(rates) <= max(rates) <= 1
+        assert trial.values == [rewards[budget.fit(rates)]]
+        assert trial.constraints == {}
+
+
+def test_failures_are_told_as_failures(overheard: Overheard) -> None:
+    worth = toy.landscape(WIDE, 0)
+
+    def reward(scheme: Scheme) -> float:
+        return -math.inf if scheme.kept[0] % 2 else worth(scheme)
+
+    played = toy.play(start(WIDE, capped(WIDE, "macs=30%"), sampler=overheard, batch=4), reward, 24)
+    assert len(set(kept_by(played))) == len(Overheard.told) + 4  # no repeats; the last batch is never told
+    failed = [trial.failed for trial in played]
+    assert 0 < sum(failed) < len(failed)
+    assert [trial.state == TrialState.FAIL for trial in Overheard.told] == failed[: len(Overheard.told)]
+
+
+def test_trials_are_told_in_the_order_they_were_asked(overheard: Overheard) -> None:
+    toy.play(start(WIDE, capped(WIDE, "macs=30%"), sampler=overheard), toy.landscape(WIDE, 0), 32)
+    assert [trial.number for trial in Overheard.told] == list(range(24))  # the last batch is never told
+
+
+def test_what_is_known_is_answered_at_once_and_the_search_ends_when_nothing_is_new(overheard: Overheard) -> None:
+    space = SPACES["two counts"]
+    told = toy.play(start(space, capped(space, "everything"), sampler=overheard), toy.landscape(space, 0), 10**6)
+    assert len(told) == 1  # the dense network is affordable and the only one that uses this budget up
+    assert len(Overheard.told) == 1 + 8 + PATIENCE * 8
+    assert {tuple(trial.values or ()) for trial in Overheard.told} == {(told[0].reward,)}
+
+
+def test_constraints_are_what_exceeds_each_cap_of_the_nearest_legal_counts(overheard: Overheard) -> None:
+    space = toy.chain((16, 24, 32), step=8)
+    budget, reward = capped(space, "macs=60%,params=50%"), toy.landscape(space, 0)
+    toy.play(start(space, budget, sampler=overheard, constraints=True), reward, 16)
+    feasible = []
+    for trial in Overheard.told:
+        wanted = [trial.params[group.name] * group.width for group in space.groups]
+        nearest = Scheme(
+            tuple(
+                min(group.counts, key=lambda count, w=w: abs(count - w))
+                for group, w in zip(space.groups, wanted, strict=True)
+            )
+        )
+        excess = {name: budget.costs[name](nearest) / cap - 1 for name, cap in budget.caps.items()}
+        assert trial.constraints == pytest.approx(excess, abs=1e-9)
+        assert trial.values == [reward(nearest)]
+        feasible.append(all(value <= 0 for value in trial.constraints.values()))
+        assert feasible[-1] == budget.allows(nearest)
+    assert 0 < sum(feasible) < len(feasible)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
+def test_constraints_teach_a_sampler_to_stay_affordable(sampler: str) -> None:
+    """The affordable share rose from 0.33 to 0.54 (tpe) and from 0.16 to 0.31 (nsga2) on average of four seeds."""
+    space = toy.chain((32, 64, 48), pixels=(64, 16, 16))
+    budget, reward = capped(space, "macs=5%"), toy.landscape(space, 0)
+    first, last = [], []
+    for seed in range(3):
+        told = toy.play(start(space, budget, seed, Hints(), sampler=sampler, constraints=True), reward, 160)
+        allowed = [budget.allows(trial.scheme) for trial in told]
+        first += allowed[:40]
+        last += allowed[-60:]
+    assert np.mean(last) > 1.25 * np.mean(first)
+
+
+# --- sampler objects ---
+
+
+def test_a_sampler_object_is_used_as_it_is_and_left_as_it_was() -> None:
+    budget, reward = capped(WIDE, "macs=30%"), toy.landscape(WIDE, 1)
+    mine = optuna.samplers.TPESampler(seed=3, n_startup_trials=30)
+    runs = [toy.play(start(WIDE, budget, seed, sampler=mine), reward, 40) for seed in (0, 1)]
+    assert kept_by(runs[0]) == kept_by(runs[1])  # the object's own seed counts, and the first run took a copy
+    named = toy.play(start(WIDE, budget, 3, sampler="tpe"), reward, 40)
+    assert kept_by(runs[0])[:8] == kept_by(named)[:8]
+    assert kept_by(runs[0]) != kept_by(named)
+
+
+def test_settings_accept_names_and_objects_and_refuse_other_words() -> None:
+    settings.check(optuna_search, KIND, {"sampler": optuna.samplers.RandomSampler(seed=0), "constraints": True})
+    configured = configure(optuna_search, {"sampler": "cmaes", "low": "0.2", "constraints": "no"})
+    assert isinstance(configured, partial)
+    assert configured.keywords == {"sampler": "cmaes", "low": 0.2, "constraints": False}
+    with pytest.raises(UserError, match="sampler='cmase': expected tpe or cmaes or .*; close: cmaes"):
+        configure(optuna_search, {"sampler": "cmase"})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"sampler": "tpee"}, "sampler='tpee' is unknown: use one of tpe, .*; close: tpe"),
+        ({"sampler": 3}, "sampler=3 is unknown"),
+        ({"sampler": optuna.samplers.TPESampler}, "or an object of optuna.samplers"),
+        ({"sampler": "cmaes", "constraints": True}, "sampler=cmaes ignores constraints: use one of tpe, gp"),
+        ({"sampler": "qmc", "constraints": True}, "sampler=qmc ignores constraints"),
+        ({"low": 0.0}, "low=0.0 must lie between 0 and 1"),
+        ({"low": 1.0}, "low=1.0 must lie"),
+        ({"low": math.nan}, "low=nan must lie"),
+    ],
+)
+def test_options_without_meaning_are_refused_before_anything_is_proposed(wrong: dict[str, Any], message: str) -> None:
+    space = SPACES["chain"]
+    with pytest.raises(UserError, match=message):
+        next(start(space, capped(space, "macs=60%"), **wrong))
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autoprune.searchers.samplers.find_spec", lambda _: None)
+    space = SPACES["chain"]
+    with pytest.raises(UserError, match="sampler=cmaes needs the package cmaes: pip install cmaes"):
+        next(start(space, capped(space, "macs=60%"), sampler="cmaes"))
+
+
+@with_every("tpe", "qmc", "gp")
+def test_optuna_is_silent_while_it_works_for_us_and_only_then(
+    sampler: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.enable_propagation()
+    optuna.logging.set_verbosity(optuna.logging.INFO)
+    try:
+        proposals = start(WIDE, capped(WIDE, "macs=30%"), sampler=sampler, batch=10)
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            schemes = next(proposals)
+            for reward in (lambda s: float(s.kept[0]), lambda _: -math.inf):
+                assert optuna.logging.get_verbosity() == optuna.logging.INFO
+                schemes = proposals.send([toy.answer(scheme, reward) for scheme in schemes])
+        assert not heard
+        assert capfd.readouterr().err == ""
+        assert not caplog.records
+        optuna.create_study()
+        assert "A new study created" in caplog.text
+    finally:
+        optuna.logging.disable_propagation()
+        optuna.logging.set_verbosity(verbosity)
+
+
+# --- what it is worth ---
+#
+# Mean loss over seeds 0-5 within 60 trials, that of equal rates being 1:
+#
+#              random  swap  tpe   cmaes  nsga2  nsga3  qmc   (searcher "random", searcher "swap", samplers)
+# separable     0.47   0.30  0.33   0.33   0.36   0.38  0.38
+# interacting   0.49   0.32  0.35   0.39   0.37   0.37  0.40
+# noisy         0.52   0.37  0.42   0.40   0.40   0.42  0.42
+# plateau       0.52   0.47  0.38   0.43   0.41   0.45  0.43
+#
+# and of gp within 40 trials 0.31, 0.33, 0.36, 0.34. The largest mean over three seeds is 0.53.
+
+
+WORLD = toy.chain((32, 64, 48, 64, 32, 48), pixels=(256, 64, 64, 16, 16, 4))
+
+
+def landscapes(kind: str, seed: int) -> tuple[toy.Reward, toy.Reward]:
+    """What is told, and what is true."""
+    rng = np.random.default_rng(seed)
+    if kind == "separable":
+        sensitivity = rng.lognormal(0, 1, len(WORLD))
+        separable = lambda scheme: -float((sensitivity * (1 - WORLD.rates(scheme)) ** 2).sum())  # noqa: E731
+        return separable, separable
+    true = toy.landscape(WORLD, seed)
+    if kind == "noisy":
+        return lambda scheme: true(scheme) + rng.normal(0, 0.05), true
+    if kind == "plateau":
+        return lambda scheme: round(true(scheme), 1), true
+    return true, true
+
+
+@pytest.mark.parametrize("kind", ["separable", "interacting", "noisy", "plateau"])
+@with_every("tpe", "cmaes", "nsga2", "gp")
+def test_a_sampler_that_learns_loses_a_third_less_than_equal_rates(sampler: str, kind: str) -> None:
+    budget, losses = Budget.parse("macs=30%", WORLD), []
+    for seed in range(3):
+        reward, true = landscapes(kind, seed)
+        uniform = true(WORLD.dense) - true(budget.fit(np.ones(len(WORLD))))
+        told = toy.play(start(WORLD, budget, seed, Hints(), sampler=sampler), reward, 40 if sampler == "gp" else 60)
+        best = max(told, key=lambda trial: trial.reward).scheme
+        losses.append((true(WORLD.dense) - true(best)) / uniform)
+    assert np.mean(losses) < 0.67
+
+
+@functools.cache
+def loss_of_120(sampler: str, seed: int) -> float:
+    """The reward below the dense network's on the inner widths of a ResNet-56 at half of its MACs."""
+    space = toy.resnet()
+    reward = toy.landscape(space, seed)
+    proposals = start(space, Budget.parse("macs=50%", space), seed, Hints(), sampler=sampler)
+    return reward(space.dense) - max(trial.reward for trial in toy.play(proposals, reward, 120))
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "cmaes", "nsga2"])
+def test_learning_is_worth_more_than_as_many_random_vectors(sampler: str) -> None:
+    """Relative to sampler random on seeds 0-4: tpe 0.79 to 0.95, cmaes 0.82 to 0.91, nsga2 0.74 to 0.86."""
+    learned, drawn = (sum(loss_of_120(name, seed) for seed in (0, 2)) for name in (sampler, "random"))
+    assert learned < 0.95 * drawn
