@@ -60,6 +60,7 @@ SEARCHERS: Mapping[str, str] = {
     "sensitivity": "autoprune.searchers.sensitivity:sensitivity",
     "fastnas": "autoprune.searchers.fastnas:fastnas",
     "spdy": "autoprune.searchers.spdy:spdy",
+    "optuna": "autoprune.searchers.samplers:optuna_search",
     "evolution": "autoprune.searchers.evolution:evolution",
     "ddpg": "autoprune.searchers.ddpg:ddpg",
     "td3": "autoprune.searchers.ddpg:td3",

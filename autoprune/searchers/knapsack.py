@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,24 +86,78 @@ def _cheapest_cuts(
     now = _loads(budget, scheme)
     if now.max() <= target * (1 + SLACK):
         return scheme
-    prices, savings, places = [], [], []
+    prices: list[float] = []
+    savings: list[Array] = []
+    cuts: list[tuple[int, int]] = []
     for g, group in enumerate(space.groups):
-        last = group.counts.index(scheme.kept[g])
-        saved = now - _curves(budget, scheme, g, last)
-        lost = importance[g][last] - importance[g][: last + 1]
-        hull = _hull(_norm(now) - _norm(now - saved), lost)
-        for above, below in zip(hull, hull[1:], strict=False):
-            saving = saved[below] - saved[above]
-            prices.append((lost[below] - lost[above]) / _gain(now, saved, above, below))
-            savings.append(saving)
-            places.append((g, below))
-    if not prices:  # nothing lowers the load any more but the smallest counts of all together
+        counts = group.counts[: bisect_right(group.counts, scheme.kept[g])][::-1]
+        loads = _curve(budget, scheme, g, counts)
+        lost = importance[g][len(counts) - 1] - importance[g][: len(counts)][::-1]
+        saved = _norm(loads[0]) - _norm(loads)
+        for before, after in pairwise(_hull(saved, lost)):
+            prices.append(_slope(saved, lost, before, after))
+            savings.append(loads[before] - loads[after])
+            cuts.append((g, counts[after]))
+    if not cuts:  # the load is a staircase on which no group reaches the next stair alone
         return budget.fit(space.rates(scheme))
-    order = np.argsort(prices, kind="stable")
-    left = now - np.cumsum(np.array(savings)[order], axis=0)
-    enough = np.flatnonzero(left.max(axis=1) <= target * (1 + SLACK))
-    taken = order[: enough[0] + 1] if len(enough) else order
-    for i in taken:
-        g, place = places[i]
-        scheme = scheme.replace(g, space.groups[g].counts[place])
+    cheapest_first = np.argsort(prices, kind="stable")
+    left = (now - np.cumsum(np.array(savings)[cheapest_first], axis=0)).max(axis=1)
+    few = int(np.argmax(left <= target * (1 + SLACK))) + 1 if left.min() <= target * (1 + SLACK) else len(cuts)
+    for cut in cheapest_first[:few]:
+        scheme = scheme.replace(*cuts[cut])
     return scheme
+
+
+def _loads(budget: Budget, scheme: Scheme) -> Array:
+    """How full every cap is."""
+    return np.array([budget.costs[name](scheme) / cap for name, cap in budget.caps.items()])
+
+
+def _norm(loads: Array) -> Array:
+    """One number for the loads of several caps, near the largest."""
+    norm: Array = (loads**POWER).sum(axis=-1) ** (1 / POWER)
+    return norm
+
+
+def _curve(budget: Budget, scheme: Scheme, g: int, counts: Sequence[int]) -> Array:
+    """The loads for counts of one group, in descending order, the others being as they are."""
+    places = np.unique(np.linspace(0, len(counts) - 1, POINTS).round().astype(np.int64))
+    some = np.array([_loads(budget, scheme.replace(g, counts[place])) for place in places])
+    at = [-counts[place] for place in places]
+    return np.stack([np.interp(np.negative(counts), at, loads) for loads in some.T], axis=1)
+
+
+def _hull(saved: Array, lost: Array) -> list[int]:
+    """The corners of the lower convex hull of what is lost over what is saved, from the first point on."""
+    corners = [0]
+    for point in range(1, len(saved)):
+        if saved[point] <= saved[corners[-1]]:
+            continue
+        while len(corners) > 1 and _slope(saved, lost, *corners[-2:]) >= _slope(saved, lost, corners[-1], point):
+            corners.pop()
+        corners.append(point)
+    return corners
+
+
+def _slope(saved: Array, lost: Array, before: int, after: int) -> float:
+    return float((lost[after] - lost[before]) / (saved[after] - saved[before]))
+
+
+def _give_back(space: SearchSpace, budget: Budget, importance: Sequence[Array], scheme: Scheme) -> Scheme:
+    """Grow by the most important units per load until none fits."""
+    while True:
+        here, best = float(_norm(_loads(budget, scheme))), None
+        most = -math.inf
+        for g, group in enumerate(space.groups):
+            place = bisect_right(group.counts, scheme.kept[g])
+            if place == len(group.counts):
+                continue
+            larger = scheme.replace(g, group.counts[place])
+            if budget.allows(larger):
+                grown = max(float(_norm(_loads(budget, larger))) - here, SLACK)
+                worth = (importance[g][place] - importance[g][place - 1]) / grown
+                if worth > most:
+                    best, most = larger, worth
+        if best is None:
+            return scheme
+        scheme = best

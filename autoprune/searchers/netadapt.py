@@ -59,7 +59,7 @@ def netadapt(
         if not trials:
             yield [budget.fit(space.rates(scheme))]
             return
-        adopted = min(trials, key=lambda trial: _price(trial, reward, budget.load(scheme), budget, cost_aware))
+        adopted = min(trials, key=lambda trial: price(trial, reward, budget.load(scheme), budget, cost_aware))
         scheme, reward = adopted.scheme, adopted.reward
         planned *= decay
 
@@ -79,7 +79,7 @@ def _candidates(space: SearchSpace, budget: Budget, scheme: Scheme, step: float)
     return []
 
 
-def _price(trial: Trial, reward: float, load: float, budget: Budget, cost_aware: bool) -> tuple[float, float]:
+def price(trial: Trial, reward: float, load: float, budget: Budget, cost_aware: bool) -> tuple[float, float]:
     """What is paid for a candidate, the least being adopted; ties go to the higher reward."""
     if not cost_aware:
         return -trial.reward, 0.0
