@@ -54,8 +54,13 @@ Searcher = Callable[..., Proposals]
 SEARCHERS: Mapping[str, str] = {
     "uniform": "autoprune.searchers.uniform:uniform",
     "random": "autoprune.searchers.random_rates:random_rates",
+    "hand": "autoprune.searchers.hand:hand",
+    "global_threshold": "autoprune.searchers.global_threshold:global_threshold",
+    "knapsack": "autoprune.searchers.knapsack:knapsack",
     "netadapt": "autoprune.searchers.netadapt:netadapt",
     "swap": "autoprune.searchers.swap:swap",
+    "autoslim": "autoprune.searchers.autoslim:autoslim",
+    "annealing": "autoprune.searchers.annealing:annealing",
     "levels": "autoprune.searchers.levels:levels",
     "sensitivity": "autoprune.searchers.sensitivity:sensitivity",
     "fastnas": "autoprune.searchers.fastnas:fastnas",
