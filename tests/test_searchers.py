@@ -442,7 +442,7 @@ def test_every_option_has_a_type_a_default_and_a_word_in_the_docstring(name: str
         kinds = settings._kinds(parameter.annotation)
         assert kinds
         assert any(settings._fits(parameter.default, kind) for kind in kinds)
-        assert f"``{option}" in (find(name).__doc__ or "")
+        assert f"``{option}" in (getattr(find(name), "func", find(name)).__doc__ or "")
 
 
 def test_settings_of_a_searcher_are_its_own_arguments_not_those_of_the_loop() -> None:
