@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -81,6 +81,11 @@ class Group:
     def floor(self, count: float) -> int:
         """The largest legal count that is not above ``count`` (the smallest legal one if none is)."""
         return self.counts[max(0, bisect_right(self.counts, count + 1e-9) - 1)]
+
+    def nearest(self, count: float) -> int:
+        """The legal count nearest to ``count``, the smaller of two that are equally near."""
+        at = bisect_left(self.counts, count)
+        return min(self.counts[max(at - 1, 0) : at + 1], key=lambda legal: abs(legal - count))
 
     def channels(self, units: Sequence[int] | NDArray[np.int64]) -> list[int]:
         """The producing layer's channel numbers, ascending, of the given units."""

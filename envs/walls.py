@@ -15,7 +15,7 @@ import numpy as np
 from autoprune.budget import Budget
 from autoprune.cost import WeightedSizes
 from autoprune.errors import UserError
-from autoprune.space import Group
+from autoprune.space import SearchSpace
 
 Clip = Callable[[Sequence[int], float], int]
 Wall = Callable[[Budget], Clip]
@@ -28,7 +28,7 @@ def one_sided(budget: Budget) -> Clip:
     """
 
     def clip(prefix: Sequence[int], rate: float) -> int:
-        return min(nearest(budget.space.groups[len(prefix)], rate), budget.ceiling(prefix))
+        return min(_nearest(budget.space, prefix, rate), budget.ceiling(prefix))
 
     return clip
 
@@ -41,7 +41,7 @@ def two_sided(budget: Budget) -> Clip:
     """
 
     def clip(prefix: Sequence[int], rate: float) -> int:
-        count = nearest(budget.space.groups[len(prefix)], rate)
+        count = _nearest(budget.space, prefix, rate)
         return min(max(count, budget.least(prefix)), budget.ceiling(prefix))
 
     return clip
@@ -86,16 +86,15 @@ def none(budget: Budget) -> Clip:
     """No wall: the nearest legal count (accuracy-guaranteed search, with a reward that weighs the cost)."""
 
     def clip(prefix: Sequence[int], rate: float) -> int:
-        return nearest(budget.space.groups[len(prefix)], rate)
+        return _nearest(budget.space, prefix, rate)
 
     return clip
 
 
-def nearest(group: Group, rate: float) -> int:
-    """The legal count that is nearest to a fraction of the width; the smaller of two."""
-    wanted = rate * group.width
-    at = bisect_left(group.counts, wanted)
-    return min(group.counts[max(at - 1, 0) : at + 1], key=lambda count: abs(count - wanted))
+def _nearest(space: SearchSpace, prefix: Sequence[int], rate: float) -> int:
+    """The count of the next group that is nearest to a fraction of its width."""
+    group = space.groups[len(prefix)]
+    return group.nearest(rate * group.width)
 
 
 WALLS: Mapping[str, Wall] = {"two-sided": two_sided, "one-sided": one_sided, "release": release, "none": none}

@@ -26,17 +26,10 @@ from autoprune.searchers.random_rates import random_rates
 from autoprune.searchers.ranking import starts
 from autoprune.space import Group, SearchSpace
 from autoprune.trial import Trial
+from toy import BUDGETS, SPACES, capped, is_full, kept_by
 
 CHAIN = toy.chain((8, 16, 12), pixels=(64, 16, 4))
 LARGE = toy.chain((40, 64, 80, 100, 64, 48), pixels=(64, 64, 16, 16, 4, 4))
-SPACES = {
-    "chain": CHAIN,
-    "single group": toy.chain((12,)),
-    "units and sums": toy.mixed(),
-    "coarse counts": toy.chain((16, 16, 16), step=8),
-    "two counts": toy.chain((2, 2), step=1),
-}
-BUDGETS = ("macs=60%", "macs=60%,params=50%", "smallest", "everything")
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "categorical": {"mode": "categorical"},
@@ -46,33 +39,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 EVERY = pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
 
 
-def capped(space: SearchSpace, text: str) -> Budget:
-    if text == "everything":
-        return Budget.parse("macs=100%", space)
-    if text == "smallest":
-        smallest, _ = Budget.parse("macs=100%", space).reachable()["macs"]
-        return Budget.parse(f"macs={smallest}", space)
-    return Budget.parse(text, space)
-
-
 def weights(sizes: Sequence[int], removed: float) -> Budget:
     """Layers pruned weight by weight: what they cost adds up."""
     groups = (Group(f"layer{k}", n, (), tuple(range(1, n + 1))) for k, n in enumerate(sizes))
     space = SearchSpace(tuple(groups), (), {})
     return Budget(space, {"weights": (1 - removed) * sum(sizes)}, {"weights": lambda scheme: float(sum(scheme.kept))})
-
-
-def kept(trials: Sequence[Trial]) -> list[tuple[int, ...]]:
-    return [trial.scheme.kept for trial in trials]
-
-
-def is_full(budget: Budget, scheme: Scheme) -> bool:
-    """Whether no group can take one more legal step."""
-    for g, group in enumerate(budget.space.groups):
-        larger = [count for count in group.counts if count > scheme.kept[g]][:1]
-        if any(budget.allows(scheme.replace(g, count)) for count in larger):
-            return False
-    return budget.allows(scheme)
 
 
 # --- the contract of searchers ---
@@ -85,21 +56,18 @@ def test_all_that_is_proposed_is_legal_affordable_and_in_batches(
     space: SearchSpace, text: str, options: dict[str, Any]
 ) -> None:
     budget, reward = capped(space, text), toy.landscape(space, 0)
-    proposals = evolution(space, budget, seed=0, hints=toy.unit_scores(space), batch=3, population=6, **options)
-    answers: list[Trial] | None = None
-    asked = 0
-    while asked < 20:
-        try:
-            schemes = next(proposals) if answers is None else proposals.send(answers)
-        except StopIteration:
+    told: list[Trial] = []
+    for answers in toy.batches(
+        evolution(space, budget, seed=0, hints=toy.unit_scores(space), batch=3, population=6, **options), reward
+    ):
+        assert 1 <= len(answers) <= 3
+        for trial in answers:
+            space.check(trial.scheme)
+            assert budget.allows(trial.scheme)
+        told += answers
+        if len(told) >= 20:
             break
-        assert 1 <= len(schemes) <= 3
-        for scheme in schemes:
-            space.check(scheme)
-            assert budget.allows(scheme)
-        answers = [toy.answer(scheme, reward) for scheme in schemes]
-        asked += len(schemes)
-    assert asked
+    assert told
 
 
 @EVERY
@@ -112,7 +80,7 @@ def test_proposals_follow_from_the_seed_and_leave_the_global_streams_alone(optio
             np.random.random()
             return reward(scheme)
 
-        return kept(toy.play(evolution(LARGE, budget, seed=seed, hints=Hints(), **options), disturbed, 70))
+        return kept_by(toy.play(evolution(LARGE, budget, seed=seed, hints=Hints(), **options), disturbed, 70))
 
     random.seed(1), np.random.seed(1)
     first = run(5)
@@ -132,8 +100,8 @@ def test_what_is_told_decides_what_is_asked_next(options: dict[str, Any]) -> Non
         toy.play(evolution(LARGE, budget, seed=0, hints=Hints(), **options), toy.landscape(LARGE, seed), 80)
         for seed in (1, 2)
     )
-    assert kept(one)[:16] == kept(other)[:16]
-    assert kept(one) != kept(other)
+    assert kept_by(one)[:16] == kept_by(other)[:16]
+    assert kept_by(one) != kept_by(other)
 
 
 @EVERY
@@ -324,9 +292,9 @@ def test_a_level_is_one_of_31_fractions_of_the_width() -> None:
     space = toy.chain((100, 7, 100))
     budget = capped(space, "macs=50%")
     told = toy.play(evolution(space, budget, seed=0, hints=Hints(), preset="metapruning"), lambda _: 0.0, 100)
-    fractions = {count for scheme in kept(told) for count in (scheme[0], scheme[2])}
+    fractions = {count for scheme in kept_by(told) for count in (scheme[0], scheme[2])}
     assert fractions <= {round(100 * scale) for scale in SCALES}
-    assert {scheme[1] for scheme in kept(told)} <= {max(1, int(7 * scale + 1e-9)) for scale in SCALES}
+    assert {scheme[1] for scheme in kept_by(told)} <= {max(1, int(7 * scale + 1e-9)) for scale in SCALES}
 
 
 @pytest.mark.parametrize("fill", [False, True])

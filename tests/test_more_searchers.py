@@ -32,6 +32,7 @@ from autoprune.searchers.ranking import per_load, ranking
 from autoprune.searchers.uniform import uniform
 from autoprune.space import Group, SearchSpace
 from autoprune.trial import Trial
+from toy import BUDGETS, capped, is_full, kept_by
 
 SEARCHERS: dict[str, Searcher] = {
     "global_threshold": global_threshold,
@@ -41,16 +42,7 @@ SEARCHERS: dict[str, Searcher] = {
 }
 ONE_SHOT = ("global_threshold", "knapsack")
 EVERY = pytest.mark.parametrize("name", SEARCHERS)
-SPACES = {
-    "chain": toy.chain((8, 16, 12), pixels=(64, 16, 4)),
-    "single group": toy.chain((12,)),
-    "units and sums": toy.mixed(),
-    "coarse counts": toy.chain((16, 16, 16), step=8),
-    "two counts": toy.chain((2, 2), step=1),
-}
-FIXED = replace(SPACES["chain"].groups[1], counts=(12,))
-SPACES["one count"] = replace(SPACES["chain"], groups=(SPACES["chain"].groups[0], FIXED, SPACES["chain"].groups[2]))
-BUDGETS = ("macs=60%", "macs=60%,params=50%", "smallest", "everything")
+SPACES = {**toy.SPACES, "one count": toy.one_count()}
 EVERYWHERE = [pytest.param(space, text, id=f"{key}, {text}") for key, space in SPACES.items() for text in BUDGETS]
 RESNET = toy.resnet()
 SMALL = toy.resnet(blocks=3)
@@ -58,31 +50,9 @@ PLAIN = toy.chain((16, 32, 32, 64, 64, 96), pixels=(256, 256, 64, 64, 16, 16))
 LANDSCAPES = ("separable", "interacting", "noisy", "plateau")
 
 
-def capped(space: SearchSpace, text: str) -> Budget:
-    if text == "everything":
-        return Budget.parse("macs=100%", space)
-    if text == "smallest":
-        smallest, _ = Budget.parse("macs=100%", space).reachable()["macs"]
-        return Budget.parse(f"macs={smallest}", space)
-    return Budget.parse(text, space)
-
-
 def start(name: str, space: SearchSpace, budget: Budget, seed: int = 0, hinted: bool = True, **given: Any) -> Proposals:
     hints = toy.unit_scores(space) if hinted else Hints()
     return SEARCHERS[name](space, budget, seed=seed, hints=hints, **given)
-
-
-def kept_by(trials: Sequence[Trial]) -> list[tuple[int, ...]]:
-    return [trial.scheme.kept for trial in trials]
-
-
-def is_full(budget: Budget, scheme: Scheme) -> bool:
-    """Whether the scheme is affordable and no group can take one more legal step."""
-    for g, group in enumerate(budget.space.groups):
-        larger = [count for count in group.counts if count > scheme.kept[g]][:1]
-        if any(budget.allows(scheme.replace(g, count)) for count in larger):
-            return False
-    return budget.allows(scheme)
 
 
 def only(proposals: Proposals) -> Scheme:
@@ -130,20 +100,14 @@ def test_proposals_are_legal_come_in_batches_and_one_of_them_fills_the_budget(
     name: str, space: SearchSpace, text: str, hinted: bool
 ) -> None:
     budget, reward = capped(space, text), toy.landscape(space, 0)
-    proposals = start(name, space, budget, hinted=hinted, batch=3)
-    answers: list[Trial] | None = None
     told: list[Trial] = []
-    while len(told) < 20 or not any(budget.allows(trial.scheme) for trial in told):
-        try:
-            schemes = next(proposals) if answers is None else proposals.send(answers)
-        except StopIteration:
-            break
-        assert 1 <= len(schemes) <= 3
-        for scheme in schemes:
-            space.check(scheme)
-        answers = [toy.answer(scheme, reward) for scheme in schemes]
+    for answers in toy.batches(start(name, space, budget, hinted=hinted, batch=3), reward):
+        assert 1 <= len(answers) <= 3
+        for trial in answers:
+            space.check(trial.scheme)
         told += answers
-    proposals.close()
+        if len(told) >= 20 and any(budget.allows(trial.scheme) for trial in told):
+            break
     assert any(is_full(budget, trial.scheme) for trial in told)
     if name != "autoslim":  # which descends to the budget
         assert all(budget.allows(trial.scheme) for trial in told)
@@ -181,17 +145,8 @@ def test_other_answers_give_other_proposals_of_autoslim_and_the_seed_none() -> N
 def test_failed_trials_do_not_stop_a_search_from_proposing_something_affordable(
     name: str, space: SearchSpace, rule: str
 ) -> None:
-    budget, worth, count = capped(space, "macs=60%"), toy.landscape(space, 0), itertools.count()
-
-    def reward(scheme: Scheme) -> float:
-        at = next(count)
-        fails = {
-            "all": True,
-            "every other": at % 2 == 0,
-            "the first ten": at < 10,
-            "the dense one": scheme == space.dense,
-        }
-        return -math.inf if fails[rule] else worth(scheme)
+    budget = capped(space, "macs=60%")
+    reward = toy.failing(rule, toy.landscape(space, 0), space.dense)
 
     told = toy.play(start(name, space, budget), reward, 60)
     assert any(is_full(budget, trial.scheme) for trial in told)

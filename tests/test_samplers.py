@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import itertools
 import math
 import random
 import warnings
@@ -28,6 +27,7 @@ from autoprune.searchers.ranking import starts
 from autoprune.searchers.samplers import NAMES, PATIENCE, optuna_search
 from autoprune.space import SearchSpace
 from autoprune.trial import Trial
+from toy import BUDGETS, kept_by
 
 CONSTRAINED = ("tpe", "gp", "nsga2", "nsga3")
 
@@ -43,15 +43,7 @@ def with_every(*names: str, slow: tuple[str, ...] = ("gp",)) -> Any:
 TRIALS = {**dict.fromkeys(NAMES, 32), "gp": 15}
 WIDE = toy.chain((64, 96, 128), pixels=(64, 16, 4))
 
-SPACES = {
-    "chain": toy.chain((8, 16, 12), pixels=(64, 16, 4)),
-    "single group": toy.chain((12,)),
-    "units and sums": toy.mixed(),
-    "coarse counts": toy.chain((16, 16, 16), step=8),
-    "two counts": toy.chain((2, 2), step=1),
-    "no choice": toy.chain((4, 8), step=8),
-}
-BUDGETS = ("macs=60%", "macs=60%,params=50%", "smallest", "everything")
+SPACES = {**toy.SPACES, "no choice": toy.chain((4, 8), step=8)}
 
 
 def capped(space: SearchSpace, text: str) -> Budget:
@@ -66,10 +58,6 @@ def capped(space: SearchSpace, text: str) -> Budget:
 
 def start(space: SearchSpace, budget: Budget, seed: int = 0, hints: Hints | None = None, **options: Any) -> Proposals:
     return optuna_search(space, budget, seed=seed, hints=toy.unit_scores(space) if hints is None else hints, **options)
-
-
-def kept_by(trials: list[Trial]) -> list[tuple[int, ...]]:
-    return [trial.scheme.kept for trial in trials]
 
 
 class Overheard(optuna.samplers.RandomSampler):
@@ -141,20 +129,14 @@ def test_proposals_are_new_legal_come_in_batches_and_one_of_them_is_affordable(
 ) -> None:
     budget, reward = capped(space, text), toy.landscape(space, 0)
     for sampler in CONSTRAINED[2:3] if constraints else ("cmaes", "qmc"):
-        proposals = start(space, budget, batch=3, sampler=sampler, constraints=constraints)
-        answers: list[Trial] | None = None
         told: list[Trial] = []
-        while len(told) < 24:
-            try:
-                schemes = next(proposals) if answers is None else proposals.send(answers)
-            except StopIteration:
-                break
-            assert 1 <= len(schemes) <= 3
-            for scheme in schemes:
-                space.check(scheme)
-            answers = [toy.answer(scheme, reward) for scheme in schemes]
+        for answers in toy.batches(start(space, budget, batch=3, sampler=sampler, constraints=constraints), reward):
+            assert 1 <= len(answers) <= 3
+            for trial in answers:
+                space.check(trial.scheme)
             told += answers
-        proposals.close()
+            if len(told) >= 24:
+                break
         assert len(set(kept_by(told))) == len(told)
         allowed = [budget.allows(trial.scheme) for trial in told]
         assert allowed[0]
@@ -173,12 +155,8 @@ def test_models_are_fitted_in_every_space(space: SearchSpace, sampler: str) -> N
 @with_every()
 @pytest.mark.parametrize("rule", ["all", "every other", "the first ten"])
 def test_failed_trials_do_not_stop_a_search(sampler: str, rule: str) -> None:
-    budget, worth, count = capped(WIDE, "macs=30%"), toy.landscape(WIDE, 0), itertools.count()
-
-    def reward(scheme: Scheme) -> float:
-        at = next(count)
-        fails = {"all": True, "every other": at % 2 == 0, "the first ten": at < 10}
-        return -math.inf if fails[rule] else worth(scheme)
+    budget = capped(WIDE, "macs=30%")
+    reward = toy.failing(rule, toy.landscape(WIDE, 0), WIDE.dense)
 
     told = toy.play(start(WIDE, budget, sampler=sampler), reward, 24)
     assert len(told) >= 24

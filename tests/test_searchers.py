@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from autoprune.searchers import SEARCHERS, Proposals, configure, find, options
 from autoprune.searchers.ranking import per_load, ranking
 from autoprune.space import Group, SearchSpace
 from autoprune.trial import Trial
+from toy import BUDGETS, SPACES, capped, kept_by
 
 LEARNERS = ("ddpg", "td3", "sac")
 TRIALS = {**dict.fromkeys(SEARCHERS, 60), **dict.fromkeys(LEARNERS, 16), "netadapt": 400}
@@ -41,25 +41,7 @@ EVERY = pytest.mark.parametrize(
 )
 SAMPLERS = ("uniform", "random", "swap", "ddpg")  # all they propose is affordable; netadapt descends to the budget
 
-SPACES = {
-    "chain": toy.chain((8, 16, 12), pixels=(64, 16, 4)),
-    "single group": toy.chain((12,)),
-    "units and sums": toy.mixed(),
-    "coarse counts": toy.chain((16, 16, 16), step=8),
-    "two counts": toy.chain((2, 2), step=1),
-}
-BUDGETS = ("macs=60%", "macs=60%,params=50%", "smallest", "everything")
 EVERYWHERE = [pytest.param(space, text, id=f"{key}, {text}") for key, space in SPACES.items() for text in BUDGETS]
-
-
-def capped(space: SearchSpace, text: str) -> Budget:
-    """A budget in words: a text of the command line, or one of the two extremes."""
-    if text == "everything":
-        return Budget.parse("macs=100%", space)
-    if text == "smallest":
-        smallest, _ = Budget.parse("macs=100%", space).reachable()["macs"]
-        return Budget.parse(f"macs={smallest}", space)
-    return Budget.parse(text, space)
 
 
 def start(
@@ -67,10 +49,6 @@ def start(
 ) -> Proposals:
     hints = toy.unit_scores(space) if hinted else Hints()
     return find(name)(space, budget, seed=seed, hints=hints, batch=batch, **QUICK.get(name, {}))
-
-
-def kept_by(trials: list[Trial]) -> list[tuple[int, ...]]:
-    return [trial.scheme.kept for trial in trials]
 
 
 # --- the contract ---
@@ -91,20 +69,14 @@ def test_proposals_are_legal_come_in_batches_and_one_of_them_is_affordable(
     name: str, space: SearchSpace, text: str
 ) -> None:
     budget, reward = capped(space, text), toy.landscape(space, 0)
-    proposals = start(name, space, budget, batch=3)
-    answers: list[Trial] | None = None
     told: list[Trial] = []
-    while len(told) < TRIALS[name] or not any(budget.allows(trial.scheme) for trial in told):
-        try:
-            schemes = next(proposals) if answers is None else proposals.send(answers)
-        except StopIteration:
-            break
-        assert 1 <= len(schemes) <= 3
-        for scheme in schemes:
-            space.check(scheme)
-        answers = [toy.answer(scheme, reward) for scheme in schemes]
+    for answers in toy.batches(start(name, space, budget, batch=3), reward):
+        assert 1 <= len(answers) <= 3
+        for trial in answers:
+            space.check(trial.scheme)
         told += answers
-    proposals.close()
+        if len(told) >= TRIALS[name] and any(budget.allows(trial.scheme) for trial in told):
+            break
     assert any(budget.allows(trial.scheme) for trial in told)
 
 
@@ -122,17 +94,8 @@ def test_samplers_propose_only_what_is_affordable(name: str, space: SearchSpace,
 def test_failed_trials_do_not_stop_a_search_from_proposing_something_affordable(
     name: str, space: SearchSpace, rule: str
 ) -> None:
-    budget, worth, count = capped(space, "macs=60%"), toy.landscape(space, 0), itertools.count()
-
-    def reward(scheme: Scheme) -> float:
-        at = next(count)
-        fails = {
-            "all": True,
-            "every other": at % 2 == 0,
-            "the first ten": at < 10,
-            "the dense one": scheme == space.dense,
-        }
-        return -math.inf if fails[rule] else worth(scheme)
+    budget = capped(space, "macs=60%")
+    reward = toy.failing(rule, toy.landscape(space, 0), space.dense)
 
     told = toy.play(start(name, space, budget), reward, TRIALS[name])
     assert any(budget.allows(trial.scheme) for trial in told)

@@ -30,6 +30,7 @@ from autoprune.searchers.spdy import spdy
 from autoprune.searchers.uniform import uniform
 from autoprune.space import Group, SearchSpace
 from autoprune.trial import Trial
+from toy import BUDGETS, capped, is_full, kept_by
 
 SEARCHERS: dict[str, Searcher] = {
     "sensitivity": sensitivity,
@@ -41,45 +42,14 @@ SEARCHERS: dict[str, Searcher] = {
 MEASURING = ("sensitivity", "fastnas", "spdy measured")
 EVERY = pytest.mark.parametrize("name", SEARCHERS)
 ONCE = pytest.mark.parametrize("name", [*MEASURING, "levels"])  # the priors of spdy share what these tests look at
-SPACES = {
-    "chain": toy.chain((8, 16, 12), pixels=(64, 16, 4)),
-    "single group": toy.chain((12,)),
-    "units and sums": toy.mixed(),
-    "coarse counts": toy.chain((16, 16, 16), step=8),
-    "two counts": toy.chain((2, 2), step=1),
-}
-FIXED = replace(SPACES["chain"].groups[1], counts=(12,))
-SPACES["one count"] = replace(SPACES["chain"], groups=(SPACES["chain"].groups[0], FIXED, SPACES["chain"].groups[2]))
-BUDGETS = ("macs=60%", "macs=60%,params=50%", "smallest", "everything")
+SPACES = {**toy.SPACES, "one count": toy.one_count()}
 TRIALS = 16
 SMALL = toy.resnet(blocks=3)
 PLAIN = toy.chain((16, 32, 32, 64, 64, 96), pixels=(256, 256, 64, 64, 16, 16))
 
 
-def capped(space: SearchSpace, text: str) -> Budget:
-    if text == "everything":
-        return Budget.parse("macs=100%", space)
-    if text == "smallest":
-        smallest, _ = Budget.parse("macs=100%", space).reachable()["macs"]
-        return Budget.parse(f"macs={smallest}", space)
-    return Budget.parse(text, space)
-
-
 def start(name: str, space: SearchSpace, budget: Budget, seed: int = 0, **options: Any) -> Proposals:
     return SEARCHERS[name](space, budget, seed=seed, hints=toy.unit_scores(space), **options)
-
-
-def kept_by(trials: Sequence[Trial]) -> list[tuple[int, ...]]:
-    return [trial.scheme.kept for trial in trials]
-
-
-def is_full(budget: Budget, scheme: Scheme) -> bool:
-    """Whether no group can take one more legal step."""
-    for g, group in enumerate(budget.space.groups):
-        larger = [count for count in group.counts if count > scheme.kept[g]][:1]
-        if any(budget.allows(scheme.replace(g, count)) for count in larger):
-            return False
-    return budget.allows(scheme)
 
 
 def cut_groups(space: SearchSpace, scheme: Scheme) -> list[int]:
@@ -112,20 +82,14 @@ def additive(space: SearchSpace, weights: Sequence[float], power: float = 2.0) -
 @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
 def test_proposals_are_legal_new_in_batches_and_end_up_affordable(name: str, space: SearchSpace, text: str) -> None:
     budget, reward = capped(space, text), toy.landscape(space, 0)
-    proposals = start(name, space, budget, batch=3)
-    answers: list[Trial] | None = None
     told: list[Trial] = []
-    while len(told) < TRIALS:
-        try:
-            schemes = next(proposals) if answers is None else proposals.send(answers)
-        except StopIteration:
-            break
-        assert 1 <= len(schemes) <= 3
-        for scheme in schemes:
-            space.check(scheme)
-        answers = [toy.answer(scheme, reward) for scheme in schemes]
+    for answers in toy.batches(start(name, space, budget, batch=3), reward):
+        assert 1 <= len(answers) <= 3
+        for trial in answers:
+            space.check(trial.scheme)
         told += answers
-    proposals.close()
+        if len(told) >= TRIALS:
+            break
     # What is over the budget belongs to the table: at most one group is cut.
     assert all(budget.allows(trial.scheme) or len(cut_groups(space, trial.scheme)) <= 1 for trial in told)
     assert any(is_full(budget, trial.scheme) for trial in told)
@@ -160,17 +124,8 @@ def test_what_is_told_decides_what_is_asked_next(name: str) -> None:
 @pytest.mark.parametrize("key", ["chain", "two counts"])
 def test_failed_trials_do_not_stop_a_search(name: str, key: str, rule: str) -> None:
     space = SPACES[key]
-    budget, worth, count = capped(space, "macs=60%"), toy.landscape(space, 0), itertools.count()
-
-    def reward(scheme: Scheme) -> float:
-        at = next(count)
-        fails = {
-            "all": True,
-            "every other": at % 2 == 0,
-            "the first ten": at < 10,
-            "the dense one": scheme == space.dense,
-        }
-        return -math.inf if fails[rule] else worth(scheme)
+    budget = capped(space, "macs=60%")
+    reward = toy.failing(rule, toy.landscape(space, 0), space.dense)
 
     told = toy.play(start(name, space, budget), reward, TRIALS)
     assert any(budget.allows(trial.scheme) for trial in told)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import toy
 from autoprune import models
 from autoprune.budget import SLACK, Budget
-from autoprune.envs.walls import WALLS, Wall, nearest, none, one_sided, release, two_sided
+from autoprune.envs.walls import WALLS, Wall, none, one_sided, release, two_sided
 from autoprune.errors import UserError
 from autoprune.scheme import Scheme
 from autoprune.search_spaces.named import limit, round_to
@@ -269,11 +269,11 @@ def test_the_release_wall_refuses_a_cost_without_fractional_channels() -> None:
 def test_nearest_is_what_looking_at_every_count_finds(counts: set[int], rate: float, spare: int) -> None:
     legal = tuple(sorted(counts))
     group = Group("g", legal[-1] + spare, (), legal)
-    assert nearest(group, rate) == min(legal, key=lambda count: abs(count - rate * group.width))
+    assert group.nearest(rate * group.width) == min(legal, key=lambda count: abs(count - rate * group.width))
 
 
 def test_of_two_nearest_counts_the_smaller_is_taken() -> None:
-    assert nearest(Group("g", 4, (), (1, 3, 4)), 0.5) == 1
+    assert Group("g", 4, (), (1, 3, 4)).nearest(0.5 * 4) == 1
 
 
 @pytest.mark.parametrize("wall", WALLS.values(), ids=WALLS)

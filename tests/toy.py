@@ -6,11 +6,15 @@ function over schemes. ``play`` is the smallest possible search loop.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 
+from autoprune.budget import Budget
 from autoprune.hints import Hints
 from autoprune.scheme import Scheme
 from autoprune.searchers import Proposals
@@ -179,18 +183,86 @@ def answer(scheme: Scheme, reward: Reward) -> Trial:
     return Trial(scheme, Measurement(error="told to fail") if failed else Measurement(loss=-value), value)
 
 
-def play(proposals: Proposals, reward: Reward, trials: int) -> list[Trial]:
-    """Run a searcher until it returns or ``trials`` schemes were measured."""
-    told: list[Trial] = []
+def failing(rule: str, reward: Reward, dense: Scheme) -> Reward:
+    """The reward with failures: of "all" schemes asked about, "every other", "the first ten" or "the dense one"."""
+    asked = itertools.count()
+
+    def partly(scheme: Scheme) -> float:
+        at = next(asked)
+        fails = {
+            "all": True,
+            "every other": at % 2 == 0,
+            "the first ten": at < 10,
+            "the dense one": scheme == dense,
+        }
+        return -math.inf if fails[rule] else reward(scheme)
+
+    return partly
+
+
+def batches(proposals: Proposals, reward: Reward) -> Iterator[list[Trial]]:
+    """The trials of one batch after the other, until the searcher returns; closed with it."""
     try:
         schemes = next(proposals)
         while True:
             answers = [answer(scheme, reward) for scheme in schemes]
-            told += answers
-            if len(told) >= trials:
-                break
+            yield answers
             schemes = proposals.send(answers)
     except StopIteration:
-        pass
-    proposals.close()
+        return
+    finally:
+        proposals.close()
+
+
+def play(proposals: Proposals, reward: Reward, trials: int) -> list[Trial]:
+    """Run a searcher until it returns or ``trials`` schemes were measured."""
+    told: list[Trial] = []
+    with closing(batches(proposals, reward)) as answered:
+        for batch in answered:
+            told += batch
+            if len(told) >= trials:
+                break
     return told
+
+
+def kept_by(trials: Sequence[Trial]) -> list[tuple[int, ...]]:
+    """The counts of every trial."""
+    return [trial.scheme.kept for trial in trials]
+
+
+def is_full(budget: Budget, scheme: Scheme) -> bool:
+    """Whether the scheme is affordable and no group can take one more legal step."""
+    for g, group in enumerate(budget.space.groups):
+        larger = [count for count in group.counts if count > scheme.kept[g]][:1]
+        if any(budget.allows(scheme.replace(g, count)) for count in larger):
+            return False
+    return budget.allows(scheme)
+
+
+def capped(space: SearchSpace, text: str) -> Budget:
+    """A budget in words: a text of the command line, or one of the two extremes, "smallest" and "everything"."""
+    if text == "everything":
+        return Budget.parse("macs=100%", space)
+    if text == "smallest":
+        smallest, _ = Budget.parse("macs=100%", space).reachable()["macs"]
+        return Budget.parse(f"macs={smallest}", space)
+    return Budget.parse(text, space)
+
+
+SPACES = {
+    "chain": chain((8, 16, 12), pixels=(64, 16, 4)),
+    "single group": chain((12,)),
+    "units and sums": mixed(),
+    "coarse counts": chain((16, 16, 16), step=8),
+    "two counts": chain((2, 2), step=1),
+}
+"""What every searcher must cope with."""
+BUDGETS = ("macs=60%", "macs=60%,params=50%", "smallest", "everything")
+"""The budgets that go with them."""
+
+
+def one_count() -> SearchSpace:
+    """A chain whose middle group has no choice."""
+    space = SPACES["chain"]
+    first, middle, last = space.groups
+    return replace(space, groups=(first, replace(middle, counts=(12,)), last))

@@ -103,8 +103,13 @@ def _loads(budget: Budget, scheme: Scheme, g: int, at: Sequence[int]) -> NDArray
     ]
     if len(curves) == 1:
         return curves[0]
-    loads: NDArray[np.float64] = (np.array(curves) ** POWER).sum(axis=0) ** (1 / POWER)
-    return loads
+    return norm(np.stack(curves, axis=-1))
+
+
+def norm(loads: NDArray[np.float64]) -> NDArray[np.float64]:
+    """One number for the loads of several caps, which lie along the last axis: near the largest."""
+    norms: NDArray[np.float64] = (loads**POWER).sum(axis=-1) ** (1 / POWER)
+    return norms
 
 
 def _anchors(space: SearchSpace, budget: Budget, g: int) -> list[int]:

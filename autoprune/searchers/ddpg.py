@@ -141,7 +141,7 @@ def ddpg(
     rng = np.random.default_rng(seed)
     first = _warmup(space, budget, hints, chosen, learner, rng)
     best: Trial | None = None
-    worst, late, cooled = math.inf, 0, 0
+    worst, late, cooled = math.inf, False, 0
     seen: set[Scheme] = set()
     try:
         while True:
@@ -150,10 +150,10 @@ def ddpg(
                 policy = next(first, None)
                 if policy is None:
                     policy = _exploring(space, chosen, learner, cooled, best, rng)
-                    late += 1
+                    late = True
                 scheme, episode = _play(env, policy, chosen, budget if chosen.wall == "fit" and late else None)
                 repeats = chosen.restless and scheme in seen
-                cooled = max(cooled - 1, 0) if repeats else cooled + (late > 0)
+                cooled = max(cooled - 1, 0) if repeats else cooled + late
                 seen.add(scheme)
                 played.append((scheme, episode))
             trials = yield [scheme for scheme, _ in played]

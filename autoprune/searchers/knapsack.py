@@ -15,14 +15,13 @@ from autoprune.errors import UserError
 from autoprune.hints import Hints
 from autoprune.scheme import Scheme
 from autoprune.searchers import Proposals
+from autoprune.searchers.allocate import norm
 from autoprune.space import SearchSpace
 
 Array = NDArray[np.float64]
 
 POINTS = 17
 """Counts of a group at which loads are computed; between two they are taken to be straight, as MACs are."""
-POWER = 8
-"""Of the norm that prices several caps at once: it falls when any of their loads does."""
 
 
 def knapsack(
@@ -94,7 +93,7 @@ def _cheapest_cuts(
         counts = group.counts[: bisect_right(group.counts, scheme.kept[g])][::-1]
         loads = _curve(budget, scheme, g, counts)
         lost = importance[g][len(counts) - 1] - importance[g][: len(counts)][::-1]
-        saved = _norm(loads[0]) - _norm(loads)
+        saved = norm(loads[0]) - norm(loads)
         for before, after in pairwise(_hull(saved, lost)):
             prices.append(_slope(saved, lost, before, after))
             savings.append(loads[before] - loads[after])
@@ -112,12 +111,6 @@ def _cheapest_cuts(
 def _loads(budget: Budget, scheme: Scheme) -> Array:
     """How full every cap is."""
     return np.array([budget.costs[name](scheme) / cap for name, cap in budget.caps.items()])
-
-
-def _norm(loads: Array) -> Array:
-    """One number for the loads of several caps, near the largest."""
-    norm: Array = (loads**POWER).sum(axis=-1) ** (1 / POWER)
-    return norm
 
 
 def _curve(budget: Budget, scheme: Scheme, g: int, counts: Sequence[int]) -> Array:
@@ -147,7 +140,7 @@ def _slope(saved: Array, lost: Array, before: int, after: int) -> float:
 def _give_back(space: SearchSpace, budget: Budget, importance: Sequence[Array], scheme: Scheme) -> Scheme:
     """Grow by the most important units per load until none fits."""
     while True:
-        here, best = float(_norm(_loads(budget, scheme))), None
+        here, best = float(norm(_loads(budget, scheme))), None
         most = -math.inf
         for g, group in enumerate(space.groups):
             place = bisect_right(group.counts, scheme.kept[g])
@@ -155,7 +148,7 @@ def _give_back(space: SearchSpace, budget: Budget, importance: Sequence[Array], 
                 continue
             larger = scheme.replace(g, group.counts[place])
             if budget.allows(larger):
-                grown = max(float(_norm(_loads(budget, larger))) - here, SLACK)
+                grown = max(float(norm(_loads(budget, larger))) - here, SLACK)
                 worth = (importance[g][place] - importance[g][place - 1]) / grown
                 if worth > most:
                     best, most = larger, worth

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal, get_args
@@ -167,12 +167,8 @@ def _position(space: SearchSpace, axes: Axes, scheme: Scheme, scaled: bool) -> d
 
 def _nearest(space: SearchSpace, rates: NDArray[np.float64]) -> Scheme:
     """The scheme of the legal counts nearest to the rates."""
-    kept = [_near(group.counts, rate * group.width) for group, rate in zip(space.groups, rates, strict=True)]
+    kept = [group.nearest(rate * group.width) for group, rate in zip(space.groups, rates, strict=True)]
     return Scheme(tuple(kept), space.granularity)
-
-
-def _near(counts: Sequence[int], wanted: float) -> int:
-    return min(counts, key=lambda count: abs(count - wanted))
 
 
 def _excess(budget: Budget, scheme: Scheme) -> dict[str, float]:
