@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from torch import nn
 
+    from autoprune.data import Splits
     from autoprune.reward import Reward
     from autoprune.scheme import Scheme
     from autoprune.space import SearchSpace
@@ -57,6 +58,27 @@ def load_splits(
     from autoprune import data
 
     return data.load(spec, *images, seed, _numbers("--mean", mean), _numbers("--std", std), input_size)
+
+
+def make_tuning(splits: Splits, steps: int | None, lr: float | None, images: int) -> dict[str, Any]:
+    """``--tune-steps`` and what goes with it, as arguments of a search; ``images`` are rounded up to whole batches."""
+    if steps is None:
+        if lr is not None:
+            raise UserError(f"--tune-lr {lr} is the learning rate of --tune-steps, which is missing: give it too")
+        return {}
+    if splits.tuning is None:
+        raise UserError(
+            f"--tune-steps {steps}: data {splits.name!r} has no training images left to tune on: take fewer for "
+            "--calibration and --validation, or let your data function give a part 'tuning'"
+        )
+    batches: list[Any] = []
+    taken = 0
+    for inputs, labels in splits.tuning():
+        if taken >= images:
+            break
+        batches.append((inputs, labels))
+        taken += len(labels)
+    return {"tune": batches, "tune_steps": steps} | ({} if lr is None else {"tune_lr": lr})
 
 
 def _numbers(option: str, text: str | None) -> list[float] | None:
@@ -140,6 +162,17 @@ def read_scheme(path: str, space: SearchSpace) -> Scheme:
     from autoprune.exporters import read
 
     return read(Path(path), space)
+
+
+def read_point(source: str, point: int, space: SearchSpace) -> Scheme:
+    """The scheme of a point of a run's front, checked against the space."""
+    from autoprune.run import Run
+
+    if Path(source).is_file():
+        raise UserError(f"--point {point}: {source} is one scheme, points are of a run's front; name the run")
+    scheme = Run.open(source).point(point)
+    space.check(scheme)
+    return scheme
 
 
 def find_origin(

@@ -17,6 +17,11 @@ from autoprune.errors import UserError
 
 NAME = "driver.json"
 
+
+class ClaimedError(UserError):
+    """Somebody else drives the folder."""
+
+
 log = logging.getLogger(__name__)
 
 
@@ -80,10 +85,10 @@ def _owner(file: IO[str], path: Path) -> dict[str, Any] | None:
 def _refuse_if_alive(owner: dict[str, Any], path: Path) -> None:
     who = f"process {owner['pid']} on host {owner['host']}"
     if owner["host"] != socket.gethostname():
-        raise UserError(f"run {path.parent} is driven by {who}; if that has ended, remove {path}")
+        raise ClaimedError(f"run {path.parent} is driven by {who}; if that has ended, remove {path}")
     # A process number is used again; together with the start time it names one process.
     if _started(owner["pid"]) == owner["started"]:
-        raise UserError(f"run {path.parent} is driven by {who}, which is running: wait for it or stop it")
+        raise ClaimedError(f"run {path.parent} is driven by {who}, which is running: wait for it or stop it")
 
 
 def _started(pid: int) -> str | None:

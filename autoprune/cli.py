@@ -1,4 +1,4 @@
-"""The command line: ``autoprune search``, ``groups``, ``apply``, ``export``, ``show``, ``runs``."""
+"""The command line: ``autoprune search``, ``compare``, ``sensitivity``, ``groups`` and what is done with runs."""
 
 from __future__ import annotations
 
@@ -93,12 +93,32 @@ def search(
     device: Annotated[str, typer.Option(help="cpu, cuda, mps")] = "cpu",
     run: Annotated[str | None, typer.Option(help="name of the run; an old name continues it")] = None,
     root: Root = "runs",
+    ledger: Annotated[
+        str | None, typer.Option(help="journal file or storage URL that runs share [ledger.jsonl of the run]")
+    ] = None,
     include: Include = None,
     exclude: Exclude = None,
     round_to: RoundTo = None,
     rates: Rates = None,
     tie: Tie = None,
     start: Annotated[list[str] | None, typer.Option(help="scheme file to start from; repeatable")] = None,
+    objectives: Annotated[
+        str | None,
+        typer.Option(
+            help="several at once, for a Pareto front: accuracy,macs; also loss, kl, reward, any cost, a metric of "
+            "your own (-NAME if less is better), a reward"
+        ),
+    ] = None,
+    tune_steps: Annotated[
+        int | None, typer.Option(help="training steps of every candidate before it is measured [none]")
+    ] = None,
+    tune_lr: Annotated[float | None, typer.Option(help="their learning rate [0.01]")] = None,
+    tune_images: Annotated[
+        int, typer.Option(help="training images for it, neither calibration nor validation, in whole batches")
+    ] = 2048,
+    finish: Annotated[
+        str | None, typer.Option(help="package.module:function that trains the answer at the end: function(model)")
+    ] = None,
     as_json: Json = False,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="draw the trials as TensorBoard curves, in the run's folder")
@@ -124,6 +144,7 @@ def search(
     images = arguments.image_counts(data, calibration, validation)
     network = arguments.make_network(model, weights, num_classes, Path(root), console)
     splits = arguments.load_splits(data, images, data_seed, mean, std, input_size)
+    tuning = arguments.make_tuning(splits, tune_steps, tune_lr, tune_images)
     example = splits.validation[0][0][:1]
     space = arguments.make_space(network, example, include, exclude, round_to, rates, tie)
     watch = Watch(console, trials, quiet or as_json)
@@ -148,8 +169,12 @@ def search(
             device=device,
             space=space,
             start=[arguments.read_scheme(path, space) for path in start or []],
+            objectives=objectives or (),
+            finish=finish,
+            **tuning,
             run=run,
             root=root,
+            ledger=ledger,
             name=model,
             listener=watch,
             tensorboard=tensorboard,
@@ -173,6 +198,178 @@ def search(
         print(result.folder)
     else:
         _tell_result(console, result, tensorboard)
+
+
+@app.command()
+def compare(
+    run: Annotated[str, typer.Option(help="name of the comparison; an old name continues or extends it")],
+    searcher: Annotated[
+        list[str] | None,
+        typer.Option(help="a searcher, with options as NAME,KEY=VALUE; repeatable [uniform, random and the default]"),
+    ] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="repeatable [0, 1, 2]")] = None,
+    model: Model = "autoprune:digits",
+    data: Data = None,
+    budget: Annotated[list[str] | None, typer.Option(help="as for search [macs=50%]")] = None,
+    weights: Weights = None,
+    num_classes: Classes = None,
+    calibration: Calibration = None,
+    validation: Validation = None,
+    data_seed: DataSeed = 0,
+    mean: Mean = None,
+    std: Std = None,
+    input_size: InputSize = None,
+    criterion: Criterion = "obs",
+    recovery: Recovery = "least_squares+recalibrate_bn",
+    reward: Annotated[str, typer.Option(help="as for search")] = "neg_loss",
+    reward_settings: Annotated[
+        list[str] | None, typer.Option("--reward-set", help="an option of the reward: KEY=VALUE; repeatable")
+    ] = None,
+    trials: Annotated[int | None, typer.Option(help="trials of each run [60, or none with --seconds]")] = None,
+    seconds: Annotated[float | None, typer.Option(help="seconds of measuring of each run")] = None,
+    batch: Annotated[int, typer.Option(help="schemes proposed at a time")] = 8,
+    device: Annotated[str, typer.Option(help="cpu, cuda, mps")] = "cpu",
+    root: Root = "runs",
+    ledger: Annotated[
+        str | None, typer.Option(help="journal file or storage URL of all runs [ledger.jsonl of the comparison]")
+    ] = None,
+    include: Include = None,
+    exclude: Exclude = None,
+    round_to: RoundTo = None,
+    rates: Rates = None,
+    tie: Tie = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Search with several searchers and seeds at equal cost, and show who found what.
+
+    Example: autoprune compare --run first --searcher swap --searcher "evolution,population=12" --seed 0 --trials 40
+    """
+    from rich.console import Console
+
+    from autoprune import api, report
+    from autoprune import compare as side_by_side
+
+    console = Console(stderr=as_json)
+    data = data or arguments.default_data(model)
+    images = arguments.image_counts(data, calibration, validation)
+    scored = arguments.make_reward(reward, reward_settings)
+    network = arguments.make_network(model, weights, num_classes, Path(root), console)
+    splits = arguments.load_splits(data, images, data_seed, mean, std, input_size)
+    example = splits.validation[0][0][:1]
+    space = arguments.make_space(network, example, include, exclude, round_to, rates, tie)
+    problem = api.problem(
+        network,
+        example,
+        splits.calibration,
+        splits.validation,
+        budget=budget or ["macs=50%"],
+        criterion=criterion,
+        recovery=recovery,
+        reward=scored,
+        test=splits.test,
+        device=device,
+        space=space,
+        name=model,
+    )
+    found = side_by_side.compare(
+        problem,
+        searcher or ["uniform", "random", api.SEARCHER],
+        seeds=seed or (0, 1, 2),
+        trials=60 if trials is None and seconds is None else trials,
+        seconds=seconds,
+        batch=batch,
+        run=run,
+        root=root,
+        ledger=ledger,
+        tell=lambda one: console.print(report.finished(one), soft_wrap=True),
+    )
+    if as_json:
+        print(json.dumps({"folder": str(found.folder), "runs": found.frame().to_dict("records")}))
+        return
+    console.print(report.searchers(found.frame()))
+    console.print(f"{found.folder}/ has the table ({side_by_side.TABLE}) and the curves")
+
+
+@app.command()
+def sensitivity(
+    model: Model = "autoprune:digits",
+    data: Data = None,
+    points: Annotated[int, typer.Option(help="counts measured of every group, evenly spaced")] = 5,
+    weights: Weights = None,
+    num_classes: Classes = None,
+    calibration: Calibration = None,
+    validation: Validation = None,
+    data_seed: DataSeed = 0,
+    mean: Mean = None,
+    std: Std = None,
+    input_size: InputSize = None,
+    criterion: Criterion = "obs",
+    recovery: Recovery = "least_squares+recalibrate_bn",
+    reward: Annotated[str, typer.Option(help="as for search")] = "neg_loss",
+    reward_settings: Annotated[
+        list[str] | None, typer.Option("--reward-set", help="an option of the reward: KEY=VALUE; repeatable")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, mps")] = "cpu",
+    run: Annotated[str | None, typer.Option(help="name of the run; an old name continues it")] = None,
+    root: Root = "runs",
+    ledger: Annotated[
+        str | None, typer.Option(help="journal file or storage URL that runs share [ledger.jsonl of the run]")
+    ] = None,
+    include: Include = None,
+    exclude: Exclude = None,
+    round_to: RoundTo = None,
+    rates: Rates = None,
+    tie: Tie = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Measure what every group loses when it alone is cut, the most sensitive first.
+
+    Example: autoprune sensitivity --model torchvision:resnet18 --weights r18.pt --data imagefolder:photos --points 3
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from autoprune import api, report
+    from autoprune import sensitivity as analysis
+
+    console = Console(stderr=as_json)
+    data = data or arguments.default_data(model)
+    images = arguments.image_counts(data, calibration, validation)
+    scored = arguments.make_reward(reward, reward_settings)
+    network = arguments.make_network(model, weights, num_classes, Path(root), console)
+    splits = arguments.load_splits(data, images, data_seed, mean, std, input_size)
+    example = splits.validation[0][0][:1]
+    space = arguments.make_space(network, example, include, exclude, round_to, rates, tie)
+    problem = api.problem(
+        network,
+        example,
+        splits.calibration,
+        splits.validation,
+        budget="macs=100%",
+        criterion=criterion,
+        recovery=recovery,
+        reward=scored,
+        device=device,
+        space=space,
+        name=model,
+    )
+    with Progress(console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("measuring", total=1 + points * len(space))
+        found = analysis.sensitivity(
+            problem,
+            points=points,
+            run=run,
+            root=root,
+            ledger=ledger,
+            listener=lambda event, facts: bar.advance(task, event == "trial"),
+        )
+    if as_json:
+        print(json.dumps({"folder": str(found.folder), **found.to_dict()}))
+        return
+    console.print(report.sensitivity(found.to_dict()))
+    console.print(f"{found.folder}/ has the curves ({analysis.PICTURE}) and every number ({analysis.ROWS})")
 
 
 @app.command()
@@ -285,6 +482,7 @@ def export(
     source: Annotated[str, typer.Argument(help="a run (folder or name) or a scheme file")],
     to: Annotated[str, typer.Option(help="json, csv, torch_pruning, torch_pruning_history or package.module:function")],
     out: Annotated[Path | None, typer.Option(help="file to write [standard output]")] = None,
+    point: Annotated[int | None, typer.Option(help="a point of the run's front, from 0, instead of its answer")] = None,
     model: Annotated[str | None, typer.Option(help="the network, if the run does not say")] = None,
     weights: Weights = None,
     num_classes: Classes = None,
@@ -301,7 +499,7 @@ def export(
     from autoprune import exporters
 
     path, network, space, example = arguments.find_origin(source, model, weights, num_classes, input, allow_code)
-    scheme = arguments.read_scheme(str(path), space)
+    scheme = arguments.read_scheme(str(path), space) if point is None else arguments.read_point(source, point, space)
     text = exporters.text(to, scheme, space, network)
     exporters.check(to, scheme, space, network, example)
     if out is None:
@@ -324,7 +522,7 @@ def show(
     from rich.console import Console
 
     from autoprune import report
-    from autoprune.run import Run
+    from autoprune.run import Run, read_json
 
     found = Run.open(run)
     if as_json:
@@ -335,9 +533,20 @@ def show(
     if not summary:
         console.print(f"run {found.name} has not finished: start it again with the same options and --run {found.name}")
         return
+    kind = found.config["request"].get("kind")
+    if kind == "sensitivity":
+        console.print(report.sensitivity(read_json(found.folder / "sensitivity.json")))
+        return
+    if kind == "comparison":
+        from autoprune.compare import Comparison
+
+        console.print(report.searchers(Comparison.open(found.folder).frame()))
+        return
     console.print(report.comparison(summary["rows"]))
     console.print(report.narrowed(found.config["groups"], summary["widths"], summary["kept"]))
     request = found.config["request"]
+    if request.get("objectives"):
+        console.print(report.front(summary["front"], found.front()))
     console.print(
         f"{found.config['name']} under {request['budget']}: "
         f"{request['searcher']}, {request['criterion']}, {request['recovery']}; "
@@ -392,10 +601,13 @@ def _tell_result(console: Console, result: Run, tensorboard: bool) -> None:
     )
     if summary["kept"] == summary["uniform"]:
         console.print("nothing better than uniform rates was found: give it more --trials")
+    if result.config["request"]["objectives"]:
+        console.print(report.front(summary["front"], result.front()))
     console.print(f"\n{result.folder}/ has scheme.json, pruned.safetensors, widths.svg and every measurement")
     curves = f"   tensorboard --logdir {result.folder}" if tensorboard else ""
+    point = " --point 0" if result.config["request"]["objectives"] else ""
     console.print(
-        f"next: autoprune show {result.folder}   autoprune export {result.folder} --to torch_pruning{curves}",
+        f"next: autoprune show {result.folder}   autoprune export {result.folder} --to torch_pruning{point}{curves}",
         soft_wrap=True,
     )
 

@@ -48,7 +48,8 @@ class Splits:
     without the validation images (so it contains the calibration images), ``test`` the test part; each
     call reads afresh, and each is None if there is no such part. ``classes`` are the class names in the
     order of their numbers (the numbers themselves where names are not known, empty without class
-    labels). ``fingerprint`` identifies the bytes of calibration and validation.
+    labels). ``fingerprint`` identifies the bytes of calibration and validation. ``tuning`` gives the
+    training images that are neither calibration nor validation, None if there are none left.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Splits:
     test: Callable[[], Iterable[Batch]] | None
     classes: tuple[str, ...]
     fingerprint: str
+    tuning: Callable[[], Iterable[Batch]] | None = None
 
 
 def load(
@@ -81,7 +83,7 @@ def load(
     ``input_size`` resizes the shorter side to that many pixels and cuts the square in the middle.
 
     A ``package.module:function`` takes no arguments and returns :class:`Splits`, a tuple (calibration,
-    validation[, test]) or a dict with these keys and optionally "train" and "classes"; each part is
+    validation[, test]) or a dict with these keys and optionally "train", "tuning" and "classes"; each part is
     anything :func:`batches` takes. Its data is used as it is: sizes, seed and normalisation are its own.
     "classes" without a name in it says that the labels are no class numbers.
     """
@@ -221,7 +223,7 @@ def _from_reference(spec: str, batch: int) -> Splits:
             f"data {spec!r} gave a {type(given).__name__}: it has to give (calibration, validation[, test]), "
             "a dict with these keys, or autoprune.data.Splits"
         )
-    unknown = set(given) - {"calibration", "validation", "test", "train", "classes"}
+    unknown = set(given) - {"calibration", "validation", "test", "train", "tuning", "classes"}
     if unknown:
         raise UserError(f"data {spec!r} gave the unknown part {min(unknown)!r}")
     names = None if given.get("classes") is None else tuple(str(name) for name in given["classes"])
@@ -239,6 +241,7 @@ def _from_reference(spec: str, batch: int) -> Splits:
         test=None if given.get("test") is None else partial(part, given["test"], "test"),
         classes=names,
         fingerprint=_joint(calibration, validation),
+        tuning=None if given.get("tuning") is None else partial(part, given["tuning"], "tuning"),
     )
 
 
@@ -353,7 +356,8 @@ def _divide(
         )
         calibration, validation = first, count - first
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    rest = torch.cat([order[:calibration], order[calibration + validation :]])
+    left = order[calibration + validation :]
+    rest = torch.cat([order[:calibration], left])
     taken = (order[:calibration], order[calibration : calibration + validation])
     chosen = [list(_read(training, part, look, batch)) for part in taken]
     return Splits(
@@ -364,6 +368,7 @@ def _divide(
         test=None if testing is None else partial(_read, testing, torch.arange(len(testing.labels)), look, batch),
         classes=classes,
         fingerprint=_joint(*chosen),
+        tuning=partial(_read, training, left, look, batch) if len(left) else None,
     )
 
 

@@ -8,7 +8,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -22,7 +22,8 @@ from autoprune import criteria, layout, recover
 from autoprune.cost import Cost, account, costs
 from autoprune.criteria import Criterion
 from autoprune.errors import UserError
-from autoprune.forward import batch_size, call, evaluating, logits, to
+from autoprune.fidelity import FULL, Fidelity
+from autoprune.forward import batch_size, call, evaluating, leading, logits, to
 from autoprune.hints import Hints
 from autoprune.recover import Context, Recovery
 from autoprune.references import stable_name
@@ -32,11 +33,13 @@ from autoprune.space import SearchSpace
 from autoprune.statistics import Batches, Statistics, class_labels
 from autoprune.threads import fixed_threads
 from autoprune.trial import Measurement
+from autoprune.tuning import Origin, Tuning, embed, tune
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 
 RECOVERY = "least_squares+recalibrate_bn"
 CRITERION = "obs"
+ORIGINS = 2  # networks in memory that candidates were cut from: the present one and the one before
 
 
 class Evaluator:
@@ -48,7 +51,13 @@ class Evaluator:
     used as such. The model is moved to ``device`` and otherwise left as it is.
 
     Everything is computed with ``threads`` threads, always the same number: ``torch.linalg`` gives
-    other last bits with other numbers.
+    other last bits with other numbers. ``seed`` draws the positions that Gram matrices are sampled at and the order of
+    ``tuning``'s batches; a search has a seed of its own, so that searches with different ones share measurements.
+
+    With a ``tuning`` every candidate is trained for a moment after its recovery, from the dense weights or, measured
+    ``after`` other schemes, from those of the last of them, tuned likewise; then its batch norms are recalibrated. A
+    fidelity that names another recovery leaves all this out. Gram matrices are always the dense network's. The
+    networks that candidates started from last stay in memory; a missing one is trained again, to the same weights.
     """
 
     def __init__(
@@ -61,6 +70,7 @@ class Evaluator:
         criterion: str | Criterion = CRITERION,
         recovery: str | Recovery = RECOVERY,
         evaluate: Evaluate | None = None,
+        tuning: Tuning | None = None,
         cost_functions: Mapping[str, Cost] | None = None,
         device: str | torch.device = "cpu",
         threads: int = 1,
@@ -83,6 +93,7 @@ class Evaluator:
         self.criterion = criterion
         self.recovery = recovery
         self.evaluate = evaluate
+        self.tuning = None if tuning is None else replace(tuning, batches=self._laid_out(tuning.batches))
         self.costs = costs(space) if cost_functions is None else cost_functions
         self.threads = threads
         self.seed = seed
@@ -90,6 +101,8 @@ class Evaluator:
         self._criterion = criteria.find(criterion)
         self._recovery = recover.find(recovery)
         self.statistics = Statistics(self.model, space, self.calibration, seed=seed)
+        self._dense = Origin(self.model, [np.arange(group.units) for group in space.groups])
+        self._origins: dict[tuple[Scheme, ...], Origin] = {}
 
     def _laid_out(self, batches: Batches) -> Batches:
         return layout.ChannelsLast(batches) if self._channels_last else batches
@@ -104,7 +117,8 @@ class Evaluator:
 
     def hints(self) -> Hints:
         """Scores for searchers, each group scaled to unit length so that groups compare."""
-        return Hints(scores=tuple(score / (np.linalg.norm(score) or 1.0) for score in self.scores))
+        scores = tuple(score / (np.linalg.norm(score) or 1.0) for score in self.scores)
+        return Hints(scores, tuning=self.tuning is not None)
 
     @cached_property
     def protocol(self) -> dict[str, Any]:
@@ -113,7 +127,7 @@ class Evaluator:
         A callable is known by its name alone, and model and data by their sizes: what tells two of them apart
         belongs into ``identity``.
         """
-        return {
+        record = {
             "space": self.space.fingerprint,
             "criterion": stable_name(self.criterion),
             "recovery": stable_name(self.recovery),
@@ -125,6 +139,10 @@ class Evaluator:
             "seed": self.seed,
             **self.identity,
         }
+        if self.tuning is not None:
+            options = {f.name: getattr(self.tuning, f.name) for f in fields(self.tuning) if f.name != "batches"}
+            record["tuning"] = {"data": _sizes(self.tuning.batches), **options}
+        return record
 
     @property
     def fingerprint(self) -> str:
@@ -153,26 +171,46 @@ class Evaluator:
         """The units that stay in each group."""
         return choose(self.space, scheme, self.scores if scheme.indices is None else ())
 
-    def candidate(self, scheme: Scheme, recovery: str | Recovery | None = None) -> nn.Module:
-        """The pruned and repaired network of a scheme, in evaluation mode."""
-        repair = self._recovery if recovery is None else recover.find(recovery)
+    def candidate(self, scheme: Scheme, fidelity: Fidelity = FULL) -> nn.Module:
+        """The pruned, repaired and perhaps tuned network of a scheme, in evaluation mode."""
+        repair = self._recovery if fidelity.recovery is None else recover.find(fidelity.recovery)
+        origin, kept = self._origin(fidelity.after), self.kept(scheme)
+        origin.check(self.space, kept)
         with fixed_threads(self.threads):
-            kept = self.kept(scheme)
-            model = prune(self.model, self.space, kept)
+            model = prune(origin.model, self.space, kept)
             check_removed(model, self.space, scheme)
-            repair(model, Context(self.model, self.space, kept, self.statistics, self.calibration))
+            context = Context(origin.model, self.space, kept, self.statistics, self.calibration, fidelity.share)
+            repair(model, context)
+            if self.tuning is not None and fidelity.recovery is None:
+                tune(model, self.tuning, (self.seed, len(fidelity.after)), fidelity.share)
+                recover.recalibrate_bn(model, context)
         return model.eval()
 
-    def __call__(self, scheme: Scheme, recovery: str | Recovery | None = None) -> Measurement:
-        """Measure a scheme. Whatever goes wrong with the candidate becomes a failed measurement."""
+    def _origin(self, after: tuple[Scheme, ...]) -> Origin:
+        """What candidates are cut from that are measured after other schemes: the last of them, tuned."""
+        if not after or self.tuning is None:
+            return self._dense
+        if after not in self._origins:
+            kept = self.kept(after[-1])
+            network = embed(self.model, self.space, kept, self.candidate(after[-1], Fidelity(after=after[:-1])))
+            self._origins[after] = Origin(network, kept)
+            if len(self._origins) > ORIGINS:
+                del self._origins[next(iter(self._origins))]
+        return self._origins[after]
+
+    def __call__(self, scheme: Scheme, *, fidelity: Fidelity = FULL) -> Measurement:
+        """Measure a scheme. Whatever goes wrong with the candidate becomes a failed measurement.
+
+        A task with its own ``evaluate`` is always judged by the whole of it; only its repair can be spared.
+        """
         self.space.check(scheme)
-        _ = self.scores, self._dense_answers  # known once: not charged to the first candidate
+        _ = self.scores, self._dense_answers, self._origin(fidelity.after)  # not charged to the first that needs it
         seconds: dict[str, float] = {}
         start = time.perf_counter()
         try:
-            model = self.candidate(scheme, recovery)
+            model = self.candidate(scheme, fidelity)
             seconds["recover"] = time.perf_counter() - start
-            observed = self.observe(model)
+            observed = self.observe(model, share=fidelity.share)
             seconds["total"] = time.perf_counter() - start
             seconds["validate"] = seconds["total"] - seconds["recover"]
             return self._finish(observed, scheme, seconds)
@@ -180,8 +218,8 @@ class Evaluator:
             seconds["total"] = time.perf_counter() - start
             return Measurement(seconds=seconds, error=f"{type(error).__name__}: {error}".splitlines()[0])
 
-    def observe(self, model: nn.Module, batches: Batches | None = None) -> Measurement:
-        """Loss, accuracy and KL of any network on ``batches`` (default: the validation set).
+    def observe(self, model: nn.Module, batches: Batches | None = None, *, share: float = 1.0) -> Measurement:
+        """Loss, accuracy and KL of any network on ``batches`` (default: a share of the validation set's).
 
         There is no KL on other batches, and neither loss nor accuracy where a batch has no class labels. For a
         task with its own ``evaluate`` that function decides.
@@ -193,18 +231,20 @@ class Evaluator:
         loss = correct = divergence = 0.0
         answers = 0
         with fixed_threads(self.threads), torch.inference_mode(), evaluating(model):
-            for number, (inputs, labels) in enumerate(self.validation if batches is None else self._laid_out(batches)):
+            looked_at = leading(self.validation, share) if batches is None else self._laid_out(batches)
+            for number, (inputs, labels) in enumerate(looked_at):
                 log_p = self._log_probabilities(model, inputs)
                 answers += log_p.numel() // log_p.shape[1]
                 if dense:
-                    divergence += float(functional.kl_div(log_p, dense[number], reduction="sum", log_target=True))
-                target = class_labels(labels) if log_p.dim() == 2 else None
-                if target is None:
+                    target = dense[number][: len(log_p)]
+                    divergence += float(functional.kl_div(log_p, target, reduction="sum", log_target=True))
+                classes = class_labels(labels) if log_p.dim() == 2 else None
+                if classes is None:
                     loss = correct = math.nan
                 else:
-                    target = target.to(self.device)
-                    loss += float(functional.nll_loss(log_p, target, reduction="sum"))
-                    correct += float((log_p.argmax(1) == target).sum())
+                    classes = classes.to(self.device)
+                    loss += float(functional.nll_loss(log_p, classes, reduction="sum"))
+                    correct += float((log_p.argmax(1) == classes).sum())
         if not answers:
             raise UserError("there is no image to observe: give at least one batch")
         return Measurement(loss / answers, correct / answers, divergence / answers if dense else math.nan)

@@ -6,7 +6,8 @@ An example is what one forward pass consumes: a tensor (passed as the one argume
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -61,16 +62,41 @@ def batch_size(example: Example) -> int:
     raise UserError(f"an example of type {type(example).__name__} holds no tensor with a batch axis")
 
 
+def leading(batches: Iterable[tuple[Any, Any]], share: float) -> Iterator[tuple[Any, Any]]:
+    """The first ``share`` of the samples of (input, label) batches, two at least; the last batch is cut short."""
+    if share == 1:
+        yield from batches
+        return
+    batches = list(batches)
+    left = max(2, math.ceil(share * sum(batch_size(inputs) for inputs, _ in batches)))
+    for inputs, labels in batches:
+        size = batch_size(inputs)
+        yield (inputs, labels) if size <= left else (_head(inputs, size, left), _head(labels, size, left))
+        left -= size
+        if left <= 0:
+            return
+
+
+def _head(example: Any, size: int, samples: int) -> Any:
+    """The first samples of a batch of ``size``; what has no batch axis stays."""
+    return _map(example, lambda tensor: tensor[:samples] if tensor.ndim and len(tensor) == size else tensor)
+
+
 def to(example: Any, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Any:
     """The example with its tensors moved; ``dtype`` applies to floating-point tensors only."""
+    return _map(example, lambda tensor: tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None))
+
+
+def _map(example: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The example with every tensor changed."""
     if isinstance(example, Tensor):
-        return example.to(device=device, dtype=dtype if example.is_floating_point() else None)
+        return change(example)
     if isinstance(example, dict):
-        return {key: to(value, device, dtype) for key, value in example.items()}
+        return {key: _map(value, change) for key, value in example.items()}
     if isinstance(example, tuple) and hasattr(example, "_fields"):  # a named tuple takes its items one by one
-        return type(example)(*(to(value, device, dtype) for value in example))
+        return type(example)(*(_map(value, change) for value in example))
     if isinstance(example, tuple | list):
-        return type(example)(to(value, device, dtype) for value in example)
+        return type(example)(_map(value, change) for value in example)
     return example
 
 

@@ -15,8 +15,10 @@ class Hints:
     """Free knowledge that a searcher may use.
 
     ``scores`` holds one array of unit scores per group (high = keep), comparable between groups;
-    ``starts`` are schemes that somebody believes in.
+    ``starts`` are schemes that somebody believes in. ``tuning`` says that candidates are tuned before they are
+    measured, so that ``Fidelity.after`` has a meaning.
     """
 
     scores: tuple[NDArray[np.float64], ...] = ()
     starts: tuple[Scheme, ...] = ()
+    tuning: bool = False

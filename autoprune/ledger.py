@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from autoprune.errors import UserError
+from autoprune.fidelity import FULL, Fidelity
 from autoprune.journal import open_journal
 from autoprune.scheme import Scheme
 from autoprune.trial import Measurement
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
-
-FULL = "full"
 
 
 class Counted(Protocol):
@@ -70,23 +69,23 @@ class Ledger:
     def __len__(self) -> int:
         return len(self._measurements)
 
-    def find(self, scheme: Scheme, fidelity: str = FULL) -> Measurement | None:
+    def find(self, scheme: Scheme, fidelity: Fidelity = FULL) -> Measurement | None:
         """The measurement of a scheme, or None if it has not been measured."""
-        return self._measurements.get((scheme, fidelity))
+        return self._measurements.get((scheme, fidelity.name))
 
-    def append(self, scheme: Scheme, measurement: Measurement, reward: float | None, fidelity: str = FULL) -> bool:
+    def append(self, scheme: Scheme, measurement: Measurement, reward: float | None, fidelity: Fidelity = FULL) -> bool:
         """Record a measurement; it is on disk when this returns. False if there already was one.
 
         ``reward`` None says that the measurement could not be scored: it is kept, as a trial without a value.
         """
-        if (scheme, fidelity) in self._measurements:
+        if (scheme, fidelity.name) in self._measurements:
             return False
         self.study.add_trial(self._trial(scheme, measurement, reward, fidelity))
         # As it will be read back: a replay must compute with the very same numbers.
-        self._measurements[scheme, fidelity] = _unpack(_pack(measurement))
+        self._measurements[scheme, fidelity.name] = _unpack(_pack(measurement))
         return True
 
-    def _trial(self, scheme: Scheme, measurement: Measurement, reward: float | None, fidelity: str) -> FrozenTrial:
+    def _trial(self, scheme: Scheme, measurement: Measurement, reward: float | None, fidelity: Fidelity) -> FrozenTrial:
         import optuna
         from optuna.trial import TrialState
 
@@ -97,7 +96,7 @@ class Ledger:
         else:
             if not math.isfinite(reward):
                 raise UserError(f"reward {reward} of a candidate that did not fail: the ledger takes finite rewards")
-            state, value = (TrialState.COMPLETE if fidelity == FULL else TrialState.PRUNED), float(reward)
+            state, value = (TrialState.COMPLETE if fidelity.full else TrialState.PRUNED), float(reward)
         trial = optuna.create_trial(
             state=state,
             value=value,
@@ -106,7 +105,7 @@ class Ledger:
             user_attrs={
                 **scheme.to_dict(),
                 "protocol": self.protocol,
-                "fidelity": fidelity,
+                "fidelity": fidelity.name,
                 "reward": None if reward is None else _pack_number(reward),
                 "measurement": _pack(measurement),
             },

@@ -1,7 +1,7 @@
 """The loop between a searcher, the ledger and whoever measures.
 
     while schemes := loop.ask():
-        loop.tell((scheme, evaluate(scheme)) for scheme in schemes)
+        loop.tell((scheme, evaluate(scheme, fidelity=loop.fidelity)) for scheme in schemes)
 
 Resume is a cache hit: the searcher is started anew and what the ledger knows is answered at once. So that
 a replay decides as the first time, everything here depends on the proposals, in their order, and on recorded
@@ -16,20 +16,23 @@ from dataclasses import dataclass
 
 from autoprune.budget import Budget
 from autoprune.errors import UserError
+from autoprune.fidelity import Batch, Fidelity
 from autoprune.ledger import Ledger
 from autoprune.reward import Reward, score
 from autoprune.scheme import Scheme
 from autoprune.trial import Measurement, Trial
 
 IDLE_BATCHES = 50  # a searcher that repeats itself this often has nothing left to say
+ROUNDING = 1e-9  # of a sum of shares
 
 
 @dataclass(frozen=True)
 class Stop:
     """When a search ends; whichever rule holds first, after any trial.
 
-    ``trials`` are distinct schemes. ``timeout`` counts the seconds the trials took when they were measured,
-    summed over workers. ``target`` is a reward that an affordable trial must reach. ``callback(trial, loop)``
+    ``trials`` are distinct schemes; one that is measured on a share of the images counts as that share.
+    ``timeout`` counts the seconds the trials took when they were measured, summed over workers.
+    ``target`` is a reward that an affordable trial must reach. ``callback(trial, loop)``
     is called after every trial, in a replay too, and ends the search by returning True.
     """
 
@@ -56,7 +59,7 @@ class Loop:
 
     def __init__(
         self,
-        searcher: Generator[list[Scheme], list[Trial], None],
+        searcher: Generator[list[Scheme] | Batch, list[Trial], None],
         budget: Budget,
         reward: Reward,
         ledger: Ledger,
@@ -67,29 +70,40 @@ class Loop:
         self.stop = stop
         self._searcher = searcher
         self._reward = reward
-        self._trials: dict[Scheme, Trial] = {}
-        self._batch: list[Scheme] = []
+        self._trials: dict[tuple[Scheme, Fidelity], Trial] = {}
+        self._batch = Batch(())
         self._position = 0  # proposals of the batch that are admitted
         self._started = False
         self._idle = 0
         self._best: Trial | None = None
         self._feasible = 0
+        self._effort = 0.0
         self._seconds = 0.0
         self._reason: str | None = None
 
     @property
     def trials(self) -> list[Trial]:
-        """Distinct trials in the order of their proposal."""
+        """Distinct trials in the order of their proposal, of every fidelity."""
         return list(self._trials.values())
 
     @property
+    def effort(self) -> float:
+        """How many full measurements the trials amount to, each counted as the share of the images it used."""
+        return self._effort
+
+    @property
+    def fidelity(self) -> Fidelity:
+        """How thoroughly the schemes that :meth:`ask` returned are to be measured."""
+        return self._batch.fidelity
+
+    @property
     def best(self) -> Trial | None:
-        """The first of the trials with the highest reward that did not fail and that the budget allows."""
+        """The first of the full trials with the highest reward that did not fail and that the budget allows."""
         return self._best
 
     @property
     def feasible(self) -> int:
-        """How many trials did not fail and are affordable."""
+        """How many full trials did not fail and are affordable."""
         return self._feasible
 
     @property
@@ -110,7 +124,8 @@ class Loop:
     def ask(self) -> list[Scheme]:
         """The schemes to measure next: distinct, and not in the ledger. Empty when the search is finished.
 
-        Asked again before everything was told, it names what is still missing.
+        They are to be measured at :attr:`fidelity`. Asked again before everything was told, it names what is still
+        missing.
         """
         while True:
             self._admit()
@@ -128,7 +143,7 @@ class Loop:
         recorded all the same, but they are no trials of this search; none has to arrive.
         """
         for scheme, measurement in results:
-            if scheme not in self._batch:
+            if scheme not in self._batch.schemes:
                 raise UserError(f"scheme {scheme.kept} was not asked for: tell only what ask() returned")
             self._record(scheme, measurement)
             self._admit()
@@ -145,31 +160,37 @@ class Loop:
             reward = score(self._reward, measurement)
         except UserError:
             # The measurement was expensive and is sound: the next attempt finds it and needs only a better reward.
-            self.ledger.append(scheme, measurement, None)
+            self.ledger.append(scheme, measurement, None, self.fidelity)
             raise
-        self.ledger.append(scheme, measurement, reward)
+        self.ledger.append(scheme, measurement, reward, self.fidelity)
 
     def _missing(self) -> list[Scheme]:
         """What must be measured of the batch: not what lies beyond the last trial allowed."""
-        new = list(dict.fromkeys(scheme for scheme in self._batch if scheme not in self._trials))
-        room = len(new) if self.stop.trials is None else self.stop.trials - len(self._trials)
-        return [scheme for scheme in new[:room] if self.ledger.find(scheme) is None]
+        new = [scheme for scheme in dict.fromkeys(self._batch.schemes) if not self._is_known(scheme)]
+        room = len(new)
+        if self.stop.trials is not None:
+            room = math.ceil((self.stop.trials - self._effort) / self.fidelity.share - ROUNDING)
+        return [scheme for scheme in new[:room] if self.ledger.find(scheme, self.fidelity) is None]
+
+    def _is_known(self, scheme: Scheme) -> bool:
+        return (scheme, self.fidelity) in self._trials
 
     def _admit(self) -> None:
         """Turn proposals into trials, in order, as far as they are measured and no stop rule holds."""
-        while not self.finished and self._position < len(self._batch):
-            scheme = self._batch[self._position]
-            if scheme not in self._trials:
-                measurement = self.ledger.find(scheme)
+        while not self.finished and self._position < len(self._batch.schemes):
+            scheme = self._batch.schemes[self._position]
+            if not self._is_known(scheme):
+                measurement = self.ledger.find(scheme, self.fidelity)
                 if measurement is None:
                     return
-                self._add(Trial(scheme, measurement, score(self._reward, measurement)))
+                self._add(Trial(scheme, measurement, score(self._reward, measurement), self.fidelity))
             self._position += 1
 
     def _add(self, trial: Trial) -> None:
-        self._trials[trial.scheme] = trial
+        self._trials[trial.scheme, trial.fidelity] = trial
+        self._effort += trial.fidelity.share
         self._seconds += trial.measurement.seconds.get("total", 0.0)
-        if not trial.failed and self.budget.allows(trial.scheme):
+        if trial.fidelity.full and not trial.failed and self.budget.allows(trial.scheme):
             self._feasible += 1
             if self._best is None or trial.reward > self._best.reward:
                 self._best = trial
@@ -183,7 +204,7 @@ class Loop:
             return "the callback ended the search"
         if stop.target is not None and self._best is not None and self._best.reward >= stop.target:
             return f"the target reward {stop.target:g} was reached ({self._best.reward:g})"
-        if stop.trials is not None and len(self._trials) >= stop.trials:
+        if stop.trials is not None and self._effort >= stop.trials - ROUNDING:
             return f"{stop.trials} trials were made"
         if stop.timeout is not None and self._seconds >= stop.timeout:
             return f"the trials took {self._seconds:.0f} s (timeout {stop.timeout:g} s)"
@@ -193,20 +214,21 @@ class Loop:
         """Tell the searcher the trials of its batch and take its next one."""
         try:
             if self._started:
-                batch = self._searcher.send([self._trials[scheme] for scheme in self._batch])
+                answers = [self._trials[scheme, self.fidelity] for scheme in self._batch.schemes]
+                batch = Batch.of(self._searcher.send(answers))
             else:
                 self._started = True
-                batch = next(self._searcher)
+                batch = Batch.of(next(self._searcher))
         except StopIteration:
             self._finish("the searcher has nothing more to propose")
             return
         except BaseException:
             self._reason = "the searcher failed"
             raise
-        for scheme in batch:
+        for scheme in (*batch.schemes, *batch.fidelity.after):
             self.budget.space.check(scheme)
-        self._batch, self._position = list(batch), 0
-        self._idle = 0 if any(scheme not in self._trials for scheme in batch) else self._idle + 1
+        self._batch, self._position = batch, 0
+        self._idle = self._idle + 1 if all(self._is_known(scheme) for scheme in batch.schemes) else 0
         if self._idle == IDLE_BATCHES:
             self._finish(f"the searcher proposed nothing new in {IDLE_BATCHES} batches")
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import csv
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,38 +13,55 @@ from torch import nn
 
 from autoprune import chart, data, latency
 from autoprune.cost import LABELS
+from autoprune.errors import UserError
 from autoprune.evaluate import Evaluator
 from autoprune.exporters import scheme_file
+from autoprune.fidelity import Fidelity
 from autoprune.forward import Example, evaluating, to
+from autoprune.front import Front
 from autoprune.loop import Loop
+from autoprune.objective import Objective
 from autoprune.pruned import save_pruned
-from autoprune.run import PICTURE, SUMMARY, Run, read_json, write_json
+from autoprune.references import stable_name
+from autoprune.run import HISTORY, PICTURE, SUMMARY, Run, read_json, write_json
 from autoprune.scheme import Scheme
-from autoprune.slicing import Kept
+from autoprune.slicing import Kept, check_removed
+from autoprune.statistics import Batches
 from autoprune.trial import Measurement, Trial
 
-SHOWN = ("accuracy", "loss", "kl", "costs", "fractions", "metrics")
+Finish = Callable[[nn.Module], nn.Module | None]
+"""Trains the answer of a search, in place or as the network it returns."""
+Seen = dict[tuple[Scheme, Fidelity] | None, dict[str, float]]
+"""Test accuracy and loss by scheme and fidelity; None is the dense network."""
 SEEN = ("test_accuracy", "test_loss")
+SHOWN = ("accuracy", "loss", "kl", "costs", "fractions", "metrics")
 
 
-def write(
-    evaluator: Evaluator,
-    folder: Path,
-    config: Mapping[str, Any],
-    best: Trial,
-    uniform: Trial,
-    loop: Loop,
-    ended: str | None,
-    example: Example,
-    test: Any = None,
-) -> Run:
-    """Prune for real, compare with the dense network and uniform rates, and write everything down."""
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """How a search ended: its answer, the uniform scheme's trial, all trials, why it ended, what fronts are about."""
+
+    evaluator: Evaluator
+    config: Mapping[str, Any]
+    best: Trial
+    uniform: Trial
+    loop: Loop
+    ended: str | None
+    objectives: tuple[Objective, ...]
+
+
+def write(found: Outcome, folder: Path, example: Example, test: Any, seen: Seen) -> Run:
+    """Prune for real, compare with the dense network and uniform rates, and write everything down.
+
+    ``seen`` is what the test set has been shown already, and grows by what it is shown now.
+    """
+    evaluator, config, best, uniform, loop = found.evaluator, found.config, found.best, found.uniform, found.loop
     space = evaluator.space
     scheme = with_indices(best.scheme, evaluator.kept(best.scheme))
     networks = {
         "dense": evaluator.model,
         "uniform": evaluator.candidate(uniform.scheme),
-        "found": evaluator.candidate(best.scheme),
+        "found": evaluator.candidate(best.scheme, best.fidelity),
     }
     rows = {
         "dense": _row(evaluator.dense),
@@ -57,25 +77,80 @@ def write(
         "reward": best.reward,
         "uniform_reward": uniform.reward,
         "trials": len(loop.trials),
+        "effort": loop.effort,
         "feasible": loop.feasible,
         "failed": sum(trial.failed for trial in loop.trials),
         "seconds": loop.seconds,
-        "ended": ended,
+        "ended": found.ended,
     }
     if test is not None:
-        _look_at_test(summary, networks, evaluator, test, folder)
-    facts = {
-        "model": {"name": config["name"], "digest": config["request"]["model"]},
-        "costs": {"dense": dict(evaluator.dense.costs), "kept": dict(best.measurement.costs)},
-        "measurement": best.measurement.to_dict(),
-        "provenance": {key: config[key] for key in ("request", "reward", "time", "versions")},
-    }
-    save_pruned(networks["found"], folder, scheme_file.export(scheme, space, facts=facts))
+        schemes = {"dense": None, "uniform": (uniform.scheme, uniform.fidelity), "found": (best.scheme, best.fidelity)}
+        _recall(folder, summary, schemes, seen)
+        _look_at_test(evaluator, networks, schemes, test, seen)
+        for name, row in rows.items():
+            row |= seen[schemes[name]]
+    _save(found, networks["found"], best.measurement, scheme, folder)
     share = ", ".join(f"{value:.1%} of the {LABELS.get(n, n)}" for n, value in best.measurement.fractions.items())
     picture = chart.widths(space, scheme, f"{config['name']}: channels kept", [f"{share}; grey is the dense width"])
     (folder / PICTURE).write_text(picture, encoding="utf-8")
+    _write_history(folder / HISTORY, found)
+    front = Front.of((uniform, *loop.trials), found.objectives)
+    summary["front"] = front.facts()
+    front.write(folder, evaluator.kept)
+    if config["request"]["objectives"]:
+        front.draw(folder, f"{config['name']}: what was found")
     write_json(folder / SUMMARY, summary)
     return Run(folder, config, summary, scheme, space, networks["found"])
+
+
+def finish(found: Outcome, function: Finish, run: Run, test: Any) -> Run:
+    """Train the answer at length with the user's function, and let it take its place in the run.
+
+    It is measured like the answer, a further row of the summary, and is what ``pruned.safetensors`` holds from then
+    on. Nothing of the run is touched before: whatever goes wrong in the function loses only what the function did.
+    """
+    evaluator, answer, rows = found.evaluator, found.best.measurement, run.summary["rows"]
+    scheme = with_indices(found.best.scheme, evaluator.kept(found.best.scheme))
+    try:
+        network = _trained(function, run.model).to(evaluator.device).eval()
+        check_removed(network, evaluator.space, scheme)
+        seen = evaluator.observe(network)
+        for name in ("loss", "accuracy", "kl"):
+            if math.isfinite(getattr(answer, name)) and not math.isfinite(getattr(seen, name)):
+                raise UserError(f"its {name} is {getattr(seen, name)}")
+    except Exception as error:
+        reason = f"{error}" if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        raise UserError(
+            f"finish {stable_name(function)} gave no network to keep: {reason}; what the search itself found is whole "
+            f"in {run.folder}, and the same command finishes it again without measuring anything anew"
+        ) from error
+    measurement = replace(seen, costs=answer.costs, fractions=answer.fractions)
+    row = _row(measurement) | {"latency": rows["found"]["latency"]}  # layer by layer it is as wide
+    if test is not None:
+        row |= _test(evaluator, network, data.batches(test() if callable(test) else test, "test"))
+    _save(found, network, measurement, scheme, run.folder)
+    summary = {**run.summary, "rows": {**rows, "finished": row}}
+    write_json(run.folder / SUMMARY, summary)
+    return replace(run, summary=summary, model=network)
+
+
+def _trained(function: Finish, network: nn.Module) -> nn.Module:
+    returned: Any = function(network)
+    if returned is not None and not isinstance(returned, nn.Module):
+        raise UserError(f"it returned a {type(returned).__name__}, neither a network nor None")
+    return network if returned is None else returned
+
+
+def _save(found: Outcome, network: nn.Module, measurement: Measurement, scheme: Scheme, folder: Path) -> None:
+    """The pruned network, and its scheme with what is known about it."""
+    evaluator, config = found.evaluator, found.config
+    facts = {
+        "model": {"name": config["name"], "digest": config["request"]["model"]},
+        "costs": {"dense": dict(evaluator.dense.costs), "kept": dict(measurement.costs)},
+        "measurement": measurement.to_dict(),
+        "provenance": {key: config[key] for key in ("request", "reward", "time", "versions")},
+    }
+    save_pruned(network, folder, scheme_file.export(scheme, evaluator.space, facts=facts))
 
 
 def with_indices(scheme: Scheme, kept: Kept) -> Scheme:
@@ -95,16 +170,40 @@ def _time(rows: dict[str, dict[str, Any]], networks: Mapping[str, nn.Module], ex
             rows[name]["latency"] = seconds
 
 
-def _look_at_test(
-    summary: dict[str, Any], networks: Mapping[str, nn.Module], evaluator: Evaluator, test: Any, folder: Path
-) -> None:
-    """Look at the test set once; a continued run whose answer is the same reads what was seen then."""
+def _recall(folder: Path, summary: Mapping[str, Any], schemes: Mapping[str, Any], seen: Seen) -> None:
+    """A continued run whose answer is the same reads what was seen then."""
     before = read_json(folder / SUMMARY) if (folder / SUMMARY).is_file() else {}
     if all(before.get(key) == summary[key] for key in ("kept", "uniform")) and SEEN[0] in before["rows"]["found"]:
-        for name, row in summary["rows"].items():
-            row |= {key: before["rows"][name][key] for key in SEEN}
-        return
-    batches = data.batches(test() if callable(test) else test, "test")
-    for name, network in networks.items():
-        seen = evaluator.observe(network, batches)
-        summary["rows"][name] |= dict(zip(SEEN, (seen.accuracy, seen.loss), strict=True))
+        for name, scheme in schemes.items():
+            seen.setdefault(scheme, {key: before["rows"][name][key] for key in SEEN})
+
+
+def _look_at_test(
+    evaluator: Evaluator, networks: Mapping[str, nn.Module], schemes: Mapping[str, Any], test: Any, seen: Seen
+) -> None:
+    """Show the test set what it has not seen."""
+    unseen = {schemes[name]: network for name, network in networks.items() if schemes[name] not in seen}
+    if unseen:
+        batches = data.batches(test() if callable(test) else test, "test")
+        for scheme, network in unseen.items():
+            seen[scheme] = _test(evaluator, network, batches)
+
+
+def _test(evaluator: Evaluator, network: nn.Module, batches: Batches) -> dict[str, float]:
+    found = evaluator.observe(network, batches)
+    return dict(zip(SEEN, (found.accuracy, found.loss), strict=True))
+
+
+def _write_history(path: Path, found: Outcome) -> None:
+    """The trials in their order; row 0 is the uniform scheme, which every search measures first."""
+    spent = seconds = 0.0
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(("trials", "seconds", "fidelity", "reward", "loss", "accuracy", "affordable", "kept"))
+        for number, trial in enumerate((found.uniform, *found.loop.trials)):
+            m = trial.measurement
+            if number:
+                spent, seconds = spent + trial.fidelity.share, seconds + m.seconds.get("total", 0.0)
+            affordable = found.loop.budget.allows(trial.scheme)
+            kept = " ".join(map(str, trial.scheme.kept))
+            table.writerow((spent, seconds, trial.fidelity.name, trial.reward, m.loss, m.accuracy, affordable, kept))

@@ -70,6 +70,10 @@ class Watch:
         done = len(loop.trials)
         self._bar.update(self._bar.task_ids[0], completed=done, description=f"{best}, {loop.feasible} affordable")
 
+    def _finish(self, facts: Mapping[str, Any]) -> None:
+        self.close()
+        self.console.print(f"the search is over and written down; now {facts['function']} trains its answer")
+
     def _done(self, facts: Mapping[str, Any]) -> None:
         self.close()
 

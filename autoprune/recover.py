@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from autoprune.forward import batch_size, call, evaluating, to
+from autoprune.forward import batch_size, call, evaluating, leading, to
 from autoprune.gram import Gram
 from autoprune.references import function
 from autoprune.slicing import Kept, named_tensors, selections
@@ -30,13 +30,17 @@ BN_IMAGES = 1024
 
 @dataclass(frozen=True, eq=False)
 class Context:
-    """What a recovery may use: the dense model, its statistics, calibration data, the kept units."""
+    """What a recovery may use: the dense model, its statistics, calibration data, the kept units.
+
+    ``share`` is the part of the images it would usually look at that it may look at.
+    """
 
     model: nn.Module
     space: SearchSpace
     kept: Kept
     statistics: Statistics
     batches: Batches
+    share: float = 1.0
 
 
 Recovery = Callable[[nn.Module, Context], None]
@@ -109,7 +113,7 @@ def recalibrate_bn(candidate: nn.Module, context: Context, images: int = BN_IMAG
             norm.training, norm.momentum = True, 1.0  # running statistics become the batch's own
             hooks.enter_context(norm.register_forward_hook(estimate.add))
         try:
-            for inputs in _first(context.batches, images):
+            for inputs, _ in leading(_first(context.batches, images), context.share):
                 call(candidate, to(inputs, device))
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
@@ -118,17 +122,17 @@ def recalibrate_bn(candidate: nn.Module, context: Context, images: int = BN_IMAG
             estimate.store(norm)
 
 
-def _first(batches: Batches, images: int) -> Iterator[Any]:
-    """Inputs of the leading batches that hold at most ``images`` samples together, but of one at least."""
+def _first(batches: Batches, images: int) -> Iterator[tuple[Any, Any]]:
+    """The leading batches that hold at most ``images`` samples together, but of one at least."""
     seen = largest = 0
-    for inputs, _ in batches:
+    for inputs, labels in batches:
         size = batch_size(inputs)
         if seen and seen + size > images:
             return
         if size == 1 < largest:  # a set's last batch: one sample may have no variance
             continue
         seen, largest = seen + size, max(size, largest)
-        yield inputs
+        yield inputs, labels
 
 
 class _Moments:

@@ -39,9 +39,8 @@ def _announced(name: str, kind: str, known: Mapping[str, Any]) -> Any:
     if name in announced:
         return announced[name].load()
     names = [*known, *announced]
-    raise UserError(
-        f"{kind} {name!r} is unknown: use {', '.join(names)} or a package.module:function{close(name, names)}"
-    )
+    listed = f"{', '.join(names)} or " if names else ""
+    raise UserError(f"{kind} {name!r} is unknown: use {listed}a package.module:function{close(name, names)}")
 
 
 def resolve(reference: str, kind: str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -10,6 +10,8 @@ from rich.table import Table
 from autoprune.cost import LABELS, TensorSizes, layer_shares
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from autoprune.budget import Budget
     from autoprune.run import Run
     from autoprune.scheme import Scheme
@@ -145,13 +147,109 @@ def runs(found: Sequence[Run]) -> Table:
         table.add_row(
             run.name,
             str(run.config.get("name", "")),
-            str(request.get("searcher", "")),
+            str(request.get("searcher", request.get("kind", ""))),
             str(summary.get("trials", "unfinished")),
-            f"{summary['reward']:.4f}" if summary else "–",
-            f"{summary['uniform_reward']:.4f}" if summary else "–",
+            *(f"{summary[key]:.4f}" if key in summary else "–" for key in ("reward", "uniform_reward")),
             size(run.size),
         )
     return table
+
+
+def finished(run: Run) -> str:
+    """One line for a run of a comparison that has ended."""
+    request, summary = run.config["request"], run.summary
+    options = "".join(f",{name}={value}" for name, value in request["options"].items())
+    return (
+        f"{request['searcher']}{options}, seed {request['search_seed']}: reward {summary['reward']:.4f} "
+        f"(uniform {summary['uniform_reward']:.4f}) in {summary['effort']:g} trials, {summary['seconds']:.0f} s; "
+        f"{summary['ended']}"
+    )
+
+
+def searchers(frame: pd.DataFrame) -> Table:
+    """One line per searcher of a comparison, the best first: medians over the seeds; accuracies are means."""
+    table = Table("searcher", "seeds", "trials", "seconds", "reward", "lowest", "highest", "accuracy", "test")
+    table.columns[0].no_wrap = True
+    for column in table.columns[1:]:
+        column.justify = "right"
+    best_first = frame.groupby("searcher")["reward"].median().sort_values(ascending=False).index
+    for name in best_first:
+        runs = frame[frame["searcher"] == name]
+        middle = runs.median(numeric_only=True)
+        table.add_row(
+            str(name),
+            str(len(runs)),
+            f"{middle['trials']:g}",
+            f"{middle['seconds']:.0f}",
+            f"{middle['reward']:.4f}",
+            f"{runs['reward'].min():.4f}",
+            f"{runs['reward'].max():.4f}",
+            *(_percent(runs[key].astype(float).mean()) for key in ("accuracy", "test_accuracy")),
+        )
+    return table
+
+
+def _percent(value: float) -> str:
+    return "–" if value != value else f"{value:.2%}"  # noqa: PLR0124 - not NaN
+
+
+def front(facts: Mapping[str, Any], points: pd.DataFrame) -> Table:
+    """One line a point of a Pareto front; costs are shares of the dense network's."""
+    arrows = {"maximize": "↑", "minimize": "↓"}
+    shares = {column.removeprefix("fractions.") for column in points.columns if column.startswith("fractions.")}
+    objectives = facts["objectives"]
+    reference = ", ".join(f"{LABELS.get(name, name)} {value:.4g}" for name, value in facts["reference"].items())
+    caption = f"hypervolume {facts['hypervolume']:.4g} from {reference}"
+    headings = [f"{LABELS.get(name, name)} {arrows[direction]}" for name, direction in objectives.items()]
+    table = Table("point", *headings, title="Pareto front", caption=caption)
+    for column in table.columns:
+        column.justify = "right"
+    for number, point in points.iterrows():
+        cells = (f"{point[name]:.1%}" if name in shares else _metric(name, float(point[name])) for name in objectives)
+        table.add_row(str(number), *cells)
+    return table
+
+
+def sensitivity(record: Mapping[str, Any]) -> Table:
+    """One line a group, the most sensitive first: what is lost and saved at half width, and what was measured.
+
+    ``record`` is what :meth:`autoprune.sensitivity.Sensitivity.to_dict` gives and ``sensitivity.json`` holds.
+    """
+    table = Table("group", "half", "lost", "MACs saved", "lost by channels kept", title="Sensitivity")
+    table.caption, table.caption_justify = "\n".join(_remarks(record)), "left"
+    table.columns[0].no_wrap = True
+    for column in table.columns[1:4]:
+        column.justify = "right"
+    lost = {curve["group"]: float("-inf" if curve["lost"] is None else curve["lost"]) for curve in record["curves"]}
+    for curve in sorted(record["curves"], key=lambda curve: lost[curve["group"]], reverse=True):
+        if curve["lost"] is None:
+            table.add_row(curve["group"], "", "–", "–", f"cannot be cut: {curve['reason']}")
+            continue
+        table.add_row(
+            curve["group"],
+            f"{curve['half']} of {curve['width']}",
+            "fails" if curve["lost"] == "inf" else f"{curve['lost']:.3g}",
+            f"{curve['saved']['macs']:.1%}" if "macs" in curve["saved"] else "–",
+            "  ".join(_cut(cut) for cut in curve["cuts"]),
+        )
+    return table
+
+
+def _cut(cut: Mapping[str, Any]) -> str:
+    """A count and the drop there, in one word that no line break divides."""
+    drop = {"failed": "failed", "not measured": "free"}.get(cut["status"]) or f"{cut['drop']:.2g}"
+    return f"{cut['kept']}:{drop}"
+
+
+def _remarks(record: Mapping[str, Any]) -> Iterator[str]:
+    """What the lines of the table are to be read against, and why counts have no number."""
+    accuracy = record["uncut"]["accuracy"]
+    uncut = "nothing cut" if accuracy is None else f"nothing cut, accuracy {accuracy:.2%}"
+    yield f"lost: how far {record['reward']} falls from {record['value']:.4g} ({uncut}) with this group alone cut"
+    cuts = [(curve["group"], cut) for curve in record["curves"] for cut in curve["cuts"]]
+    if any(cut["status"] == "not measured" for _, cut in cuts):
+        yield "free: not measured, for fewer channels already lost nothing"
+    yield from (f"{name} at {cut['kept']} failed: {cut['note']}" for name, cut in cuts if cut["status"] == "failed")
 
 
 def narrowed(names: Sequence[str], widths: Sequence[int], kept: Sequence[int]) -> Table:

@@ -2,8 +2,10 @@
 
 config.json   the request fully resolved, with versions, hardware and git state
 ledger.jsonl  every measurement, as an Optuna journal
+history.csv   the trials in their order, with what was spent on them
 scheme.json   the answer; pruned.safetensors  the pruned network; widths.svg  its picture
 summary.json  what came out: dense, uniform, found
+front.json    the Pareto front, with the kept indices of every point; front.svg  its picture
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 ROOT = "runs"
 CONFIG, LEDGER, SCHEME, SUMMARY, PICTURE = "config.json", "ledger.jsonl", "scheme.json", "summary.json", "widths.svg"
+HISTORY, FRONT = "history.csv", "front.json"
 PACKAGES = ("autoprune", "torch", "torchvision", "optuna", "numpy")
 
 
@@ -42,7 +45,7 @@ class Run:
     """What :func:`autoprune.search` gives back, and what is found again on disk by :meth:`open`.
 
     ``scheme`` (with kept indices), ``space`` and ``model`` (the pruned network) are there after a search;
-    a run opened from disk has the files alone: read the scheme with ``autoprune.read_scheme`` and the
+    a run opened from disk has the files alone: read the scheme with ``autoprune.exporters.read`` and the
     network with ``autoprune.load_pruned``.
     """
 
@@ -70,10 +73,61 @@ class Run:
         return cls(path, read_json(path / CONFIG), read_json(path / SUMMARY) if (path / SUMMARY).is_file() else {})
 
     def trials(self) -> pd.DataFrame:
-        """Every measurement of the run, one row each; see :meth:`autoprune.ledger.Ledger.frame`."""
-        if not (self.folder / LEDGER).is_file():
-            raise UserError(f"run {self.name} has no {LEDGER}: it ended before its first measurement")
-        return Ledger(self.folder / LEDGER, self.config["fingerprint"], self.config["groups"]).frame()
+        """Every measurement in the run's ledger, one row each; see :meth:`autoprune.ledger.Ledger.frame`.
+
+        A ledger that several runs share holds the measurements of all.
+        """
+        path = self.config.get("ledger") or self.folder / LEDGER
+        if "://" not in str(path) and not Path(path).is_file():
+            raise UserError(f"run {self.name} has no ledger {path}: it ended before its first measurement")
+        return Ledger(path, self.config["fingerprint"], self.config["groups"]).frame()
+
+    def history(self) -> pd.DataFrame:
+        """The trials of the search in the order of their proposal; row 0 is the uniform scheme.
+
+        Columns: ``trials`` and ``seconds`` (what was spent up to and with this one), fidelity, reward (-inf where it
+        failed), loss, accuracy, affordable, and ``kept``, the counts with spaces between.
+        """
+        import pandas as pd
+
+        if not (self.folder / HISTORY).is_file():
+            raise UserError(f"run {self.name} has no {HISTORY}: it has not finished")
+        return pd.read_csv(self.folder / HISTORY)
+
+    def front(self) -> pd.DataFrame:
+        """The Pareto front, by rising value of the last objective; the index is what :meth:`point` takes.
+
+        Columns: the objectives, then reward, accuracy, loss and ``fractions.*`` of the dense network's costs, and
+        ``kept``, the counts with spaces between. ``summary["front"]`` has the hypervolume and its reference.
+        """
+        import pandas as pd
+
+        return pd.DataFrame(
+            {
+                **point["values"],
+                **{key: point[key] for key in ("reward", "accuracy", "loss")},
+                **{f"fractions.{name}": value for name, value in point["fractions"].items()},
+                "kept": point["kept"],
+            }
+            for point in self._points()
+        )
+
+    def point(self, number: int) -> Scheme:
+        """The scheme of a point of the front, with its kept indices."""
+        from autoprune.scheme import Scheme
+
+        points = self._points()
+        if not 0 <= number < len(points):
+            raise UserError(f"point {number}: the front of run {self.name} has {len(points)} points, the first is 0")
+        point = points[number]
+        indices = [tuple(int(unit) for unit in units.split()) for units in point["indices"]]
+        return Scheme(tuple(int(count) for count in point["kept"].split()), point["granularity"], tuple(indices))
+
+    def _points(self) -> list[dict[str, Any]]:
+        if not (self.folder / FRONT).is_file():
+            raise UserError(f"run {self.name} has no {FRONT}: it has not finished")
+        points: list[dict[str, Any]] = read_json(self.folder / FRONT)["points"]
+        return points
 
     @property
     def size(self) -> int:

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from autoprune.errors import UserError
-from autoprune.forward import logits
+from autoprune.forward import Example, call, logits
 
 Progress = Callable[[int, int, float], None]
 
@@ -54,12 +54,17 @@ def train(
             order = torch.randperm(len(images)).to(device)
             for step in range(steps):
                 chosen = order[step * batch : (step + 1) * batch]
-                loss = functional.cross_entropy(logits(model(images[chosen])), labels[chosen])
-                optimizer.zero_grad()
-                torch.autograd.backward(loss)  # Tensor.backward is untyped
-                optimizer.step()
+                total += descend(model, optimizer, images[chosen], labels[chosen])
                 schedule.step()
-                total += loss.item()
             if progress is not None:
                 progress(epoch, epochs, total / steps)
     model.eval()
+
+
+def descend(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Example, labels: Tensor) -> float:
+    """One step of the optimizer on the mean cross-entropy of a batch, which is returned."""
+    loss = functional.cross_entropy(logits(call(model, inputs)), labels)
+    optimizer.zero_grad()
+    torch.autograd.backward(loss)  # Tensor.backward is untyped
+    optimizer.step()
+    return loss.item()

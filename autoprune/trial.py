@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from autoprune.fidelity import FULL, Fidelity
 from autoprune.scheme import Scheme
 
 
@@ -60,6 +61,7 @@ class Trial:
     scheme: Scheme
     measurement: Measurement
     reward: float
+    fidelity: Fidelity = FULL
 
     @property
     def failed(self) -> bool:

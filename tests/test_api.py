@@ -16,6 +16,7 @@ from torch import nn
 import autoprune
 from autoprune import data, demo
 from autoprune.errors import UserError
+from autoprune.fidelity import FULL
 from autoprune.reward import constraint_punish
 from autoprune.run import LEDGER, Run
 
@@ -66,7 +67,16 @@ def test_the_folder_holds_the_run_whole(search, digits):
     network, example, _ = digits
     run = search()
     names = {path.name for path in run.folder.iterdir()}
-    assert names == {"config.json", LEDGER, "scheme.json", "pruned.safetensors", "widths.svg", "summary.json"}
+    assert names == {
+        "config.json",
+        LEDGER,
+        "front.json",
+        "history.csv",
+        "scheme.json",
+        "pruned.safetensors",
+        "widths.svg",
+        "summary.json",
+    }
     again = autoprune.load_pruned(lambda: network, run.folder)
     with torch.no_grad():
         torch.testing.assert_close(again.eval()(example), run.model(example))
@@ -92,10 +102,10 @@ def test_a_finished_run_is_extended_without_measuring_anything_twice(search, mon
     measured = []
     original = autoprune.Evaluator.__call__
 
-    def counting(self, scheme, recovery=None):
-        if recovery is None:
+    def counting(self, scheme, fidelity=FULL):
+        if fidelity.full:
             measured.append(scheme)
-        return original(self, scheme, recovery)
+        return original(self, scheme, fidelity=fidelity)
 
     monkeypatch.setattr(autoprune.Evaluator, "__call__", counting)
     longer = search(trials=9)
@@ -131,10 +141,10 @@ def _only_for_the_answer(original):
     """Let the sanity check and the final networks through, but no more than that."""
     calls = []
 
-    def counting(self, scheme, recovery=None):
+    def counting(self, scheme, fidelity=FULL):
         calls.append(scheme)
         assert len(calls) <= 3, "something was measured again"
-        return original(self, scheme, recovery)
+        return original(self, scheme, fidelity)
 
     return counting
 
@@ -300,11 +310,11 @@ def test_candidates_that_break_are_recorded_and_the_search_goes_on(search, monke
     original = autoprune.Evaluator.candidate
     calls = []
 
-    def fragile(self, scheme, recovery=None):
+    def fragile(self, scheme, fidelity=FULL):
         calls.append(scheme)
         if len(calls) in (4, 6):
             raise RuntimeError("out of luck")
-        return original(self, scheme, recovery)
+        return original(self, scheme, fidelity)
 
     monkeypatch.setattr(autoprune.Evaluator, "candidate", fragile)
     run = search(trials=8)

@@ -14,6 +14,7 @@ import pytest
 from optuna.trial import TrialState
 
 from autoprune.errors import UserError
+from autoprune.fidelity import Fidelity
 from autoprune.ledger import Ledger
 from autoprune.scheme import Scheme
 from autoprune.trial import Measurement
@@ -76,13 +77,13 @@ def test_another_granularity_other_indices_and_another_fidelity_are_records_of_t
     ledger = Ledger(tmp_path / "ledger.jsonl", "p", GROUPS)
     for number, scheme in enumerate(schemes):
         assert ledger.append(scheme, seen(number), -number)
-        assert ledger.append(scheme, seen(number + 10), -number - 10, fidelity="rung1")
+        assert ledger.append(scheme, seen(number + 10), -number - 10, fidelity=Fidelity(share=0.25))
     again = Ledger(tmp_path / "ledger.jsonl", "p", GROUPS)
     assert len(again) == 2 * len(schemes)
     for number, scheme in enumerate(schemes):
         assert again.find(scheme) == seen(number)
-        assert again.find(scheme, "rung1") == seen(number + 10)
-        assert again.find(scheme, "rung2") is None
+        assert again.find(scheme, Fidelity(share=0.25)) == seen(number + 10)
+        assert again.find(scheme, Fidelity(share=0.5)) is None
 
 
 def test_reopening_finds_everything_and_numbers_that_json_lacks(place: Path | str) -> None:
@@ -147,7 +148,7 @@ def test_optuna_sees_counts_as_parameters_and_rewards_as_values(storage: Path | 
     ledger.append(Scheme((4, 16)), seen(1.5), -1.5)
     ledger.append(Scheme((4, 24)), seen(1.0), -1.0)
     ledger.append(Scheme((9, 24)), Measurement(error="out of memory"), -math.inf)
-    ledger.append(Scheme((9, 24)), seen(0.1), -0.1, fidelity="rung1")
+    ledger.append(Scheme((9, 24)), seen(0.1), -0.1, fidelity=Fidelity(share=0.25))
     states = [trial.state for trial in ledger.study.trials]
     assert states == [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED]
     assert ledger.study.best_trial.params == {"stem": 4, "block.conv1": 24}

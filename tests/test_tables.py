@@ -37,7 +37,7 @@ SEARCHERS: dict[str, Searcher] = {
     "fastnas": fastnas,
     "spdy measured": partial(spdy, random=2),
     "spdy quadratic": partial(spdy, prior="quadratic", random=2),
-    "levels": levels,
+    "levels": partial(levels, stages=1),
 }
 MEASURING = ("sensitivity", "fastnas", "spdy measured")
 EVERY = pytest.mark.parametrize("name", SEARCHERS)
@@ -513,7 +513,7 @@ def test_spdy_redraws_some_coefficients_of_the_best_scheme_and_one_less_after_fa
 def test_levels_moves_whole_levels_between_groups() -> None:
     budget = equal_groups(10)
     half = Scheme((50,) * 10)
-    proposals = levels(budget.space, budget, seed=0, hints=Hints(), step=0.2)
+    proposals = levels(budget.space, budget, seed=0, hints=Hints(), step=0.2, stages=1)
     told = toy.play(proposals, lambda scheme: float(scheme == half), 100)
     assert told[0].scheme == half
     changes = np.array(kept_by(told[1:])) - 50
@@ -526,7 +526,7 @@ def test_levels_moves_whole_levels_between_groups() -> None:
 def test_a_level_of_a_coarse_group_is_one_legal_step() -> None:
     space = toy.chain((64, 64, 64), step=16)
     budget = capped(space, "macs=60%")
-    parent, *children = toy.play(levels(space, budget, seed=0, hints=Hints(), step=0.01), lambda _: 0.0, 10)
+    parent, *children = toy.play(levels(space, budget, seed=0, hints=Hints(), step=0.01, stages=1), lambda _: 0.0, 10)
     assert children
     assert all(np.abs(np.subtract(child.scheme.kept, parent.scheme.kept)).min() in {0, 16} for child in children)
 
@@ -539,8 +539,38 @@ def test_levels_lands_on_the_budget_where_costs_are_products() -> None:
 
 def test_levels_ends_when_it_knows_its_surroundings() -> None:
     space = toy.chain((5, 5, 5))
-    told = toy.play(start("levels", space, capped(space, "macs=60%")), toy.landscape(space, 0), 125)
+    told = toy.play(start("levels", space, capped(space, "macs=60%"), stages=1), toy.landscape(space, 0), 125)
     assert 4 < len({trial.scheme for trial in told}) == len(told) < 125
+
+
+def test_a_generation_is_selected_on_more_and_more_data() -> None:
+    budget, reward = capped(SMALL, "macs=50%"), toy.landscape(SMALL, 0)
+    rungs: list[tuple[float, list[toy.Trial]]] = []
+    for trials in toy.batches(levels(SMALL, budget, seed=0, hints=Hints(), generation=16, stages=3), reward):
+        share = trials[0].fidelity.share
+        if rungs and rungs[-1][0] == share:
+            rungs[-1][1].extend(trials)
+        else:
+            rungs.append((share, list(trials)))
+        if len(rungs) == 31:
+            break
+    assert [share for share, _ in rungs] == [1.0, *(0.0625, 0.25, 1.0) * 10]
+    assert [len(trials) for _, trials in rungs[1:]] == [16, 4, 1] * 10
+    for (share, before), (_, after) in itertools.pairwise(rungs):
+        if share < 1:  # the best of a stage, by what was seen there, make up the next
+            best_first = sorted(before, key=lambda trial: -trial.reward)
+            assert [t.scheme for t in after] == [t.scheme for t in best_first[: len(after)]]
+
+
+def test_selection_in_stages_spares_levels_trials() -> None:
+    budget = capped(SMALL, "macs=50%")
+
+    def best(seed: int, stages: int) -> float:
+        told = toy.play(levels(SMALL, budget, seed=seed, hints=Hints(), stages=stages), toy.landscape(SMALL, seed), 60)
+        return max(trial.reward for trial in told if trial.fidelity.full)
+
+    gains = [best(seed, 3) - best(seed, 1) for seed in range(6)]
+    assert np.median(gains) > 0
 
 
 # --- worth their trials ---

@@ -15,6 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from autoprune.budget import Budget
+from autoprune.fidelity import FULL, Batch, Fidelity
 from autoprune.hints import Hints
 from autoprune.scheme import Scheme
 from autoprune.searchers import Proposals
@@ -176,11 +177,18 @@ def unit_scores(space: SearchSpace, seed: int = 0) -> Hints:
     return Hints(scores=tuple(rng.lognormal(rng.normal(), 1.0, group.units) for group in space.groups))
 
 
-def answer(scheme: Scheme, reward: Reward) -> Trial:
-    """The trial of a scheme; a reward of minus infinity makes it a failed one."""
+def answer(scheme: Scheme, reward: Reward, fidelity: Fidelity = FULL) -> Trial:
+    """The trial of a scheme; a reward of minus infinity makes it a failed one.
+
+    On a share of the images all rewards are shifted alike, and each is a little off.
+    """
     value = reward(scheme)
     failed = value == -math.inf
-    return Trial(scheme, Measurement(error="told to fail") if failed else Measurement(loss=-value), value)
+    if not failed and not fidelity.full:
+        chance = np.random.default_rng([*scheme.kept, round(1e6 * fidelity.share)])
+        value -= 0.1 + chance.normal(0, 0.01) * math.sqrt(1 / fidelity.share - 1)
+    measurement = Measurement(error="told to fail") if failed else Measurement(loss=-value)
+    return Trial(scheme, measurement, value, fidelity)
 
 
 def failing(rule: str, reward: Reward, dense: Scheme) -> Reward:
@@ -203,11 +211,11 @@ def failing(rule: str, reward: Reward, dense: Scheme) -> Reward:
 def batches(proposals: Proposals, reward: Reward) -> Iterator[list[Trial]]:
     """The trials of one batch after the other, until the searcher returns; closed with it."""
     try:
-        schemes = next(proposals)
+        batch = Batch.of(next(proposals))
         while True:
-            answers = [answer(scheme, reward) for scheme in schemes]
+            answers = [answer(scheme, reward, batch.fidelity) for scheme in batch.schemes]
             yield answers
-            schemes = proposals.send(answers)
+            batch = Batch.of(proposals.send(answers))
     except StopIteration:
         return
     finally:
@@ -215,12 +223,12 @@ def batches(proposals: Proposals, reward: Reward) -> Iterator[list[Trial]]:
 
 
 def play(proposals: Proposals, reward: Reward, trials: int) -> list[Trial]:
-    """Run a searcher until it returns or ``trials`` schemes were measured."""
+    """Run a searcher until it returns or was told as much as ``trials`` full measurements."""
     told: list[Trial] = []
     with closing(batches(proposals, reward)) as answered:
         for batch in answered:
             told += batch
-            if len(told) >= trials:
+            if sum(trial.fidelity.share for trial in told) >= trials - 1e-9:
                 break
     return told
 

@@ -27,6 +27,8 @@ The rules, all of them tested for every searcher listed in ``SEARCHERS``:
   from ``seed``. A run is resumed by replaying it, so no searcher saves or loads anything.
 - Options out of range are refused at the first ``next``, before anything is proposed. A search starts a searcher
   once for that alone, without scores, and closes it again; so starting must leave nothing behind.
+- ``yield Batch(schemes, Fidelity(share=0.25))`` asks for a quick look, here on a quarter of the images. It costs
+  that share of a trial, its rewards compare among themselves alone, and it never wins.
 - A proposal is legal in ``space``, and a batch holds at most ``batch`` schemes. ``budget`` turns rates into
   affordable schemes (``fit``, ``spend``, ``cut``, ``ceiling``); nothing is drawn until it fits.
 - A higher reward is better. A failed trial has reward -inf and ``failed`` set, and teaches nothing; a whole
@@ -43,11 +45,12 @@ import inspect
 from collections.abc import Callable, Generator, Mapping
 
 from autoprune import settings
+from autoprune.fidelity import Batch
 from autoprune.references import function
 from autoprune.scheme import Scheme
 from autoprune.trial import Trial
 
-Proposals = Generator[list[Scheme], list[Trial], None]
+Proposals = Generator[list[Scheme] | Batch, list[Trial], None]
 Searcher = Callable[..., Proposals]
 """``(space, budget, *, seed, hints, batch, **options) -> Proposals``."""
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -16,12 +17,14 @@ from numpy.typing import NDArray
 from autoprune.budget import SLACK, Budget
 from autoprune.errors import UserError
 from autoprune.hints import Hints
+from autoprune.objective import Objective
 from autoprune.references import close
 from autoprune.scheme import Scheme
 from autoprune.searchers import Proposals
 from autoprune.searchers.ranking import starts
 from autoprune.space import SearchSpace
 from autoprune.streams import Stream
+from autoprune.trial import Trial
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
 
 Axes = Mapping[str, "FloatDistribution"]
 """What is asked of the sampler: one rate for every group that has a choice, named like the group."""
+SCALE = "(scale)"
+"""And this for all groups together; no module is called so."""
 
 Name = Literal["tpe", "cmaes", "gp", "nsga2", "nsga3", "random", "qmc"]
 NAMES: tuple[Name, ...] = get_args(Name)
@@ -52,6 +57,7 @@ def optuna_search(
     sampler: Name | object = "tpe",
     constraints: bool = False,
     low: float = 0.1,
+    objectives: str | Sequence[Objective] = (),
 ) -> Proposals:
     """Asks an Optuna sampler for one rate per group, and tells it what the scheme they lead to was worth.
 
@@ -77,35 +83,49 @@ def optuna_search(
     affordable then, at first perhaps only the starts, and at equal trials the projection found more. Of the named
     samplers tpe, gp, nsga2 and nsga3 heed constraints, the others are refused.
 
+    With ``objectives``, which a search for several hands over, the study has as many directions and is told all their
+    values. As a cheaper scheme may then be as good as one that uses the budget up, one number more is asked for: how
+    wide the network is on the whole, also in [``low``, 1], whose square is the part of the budget that the scheme may
+    use. Taking the rates as they are, without any projection, left all samplers with smaller hypervolumes and a worse
+    best reward, because a wide network needs many high rates at once. Every sampler but cmaes knows several directions.
+
     The study begins with equal rates, the rankings of the unit scores and the start schemes. A vector that leads to a
     known scheme is answered at once and not measured again; after ``batch`` of them a batch is handed over as it is,
     and when eight times as many lead to nothing new, the search ends. Failed trials are told as failed, which
     samplers leave out of their statistics.
     """
-    _check(sampler, constraints, low)
+    _check(sampler, constraints, low, objectives)
+    assert not isinstance(objectives, str)
     budget.check()
     stream = Stream(seed)
     axes = _axes(space, None if constraints else low)
+    if objectives and not constraints:
+        axes = {**axes, SCALE: _scales(budget, low)}
     believed = list(dict.fromkeys(starts(space, budget, hints)))
     with _lent(stream):
-        study = _study(sampler, seed)
-        for at, start in enumerate(believed):
-            study.enqueue_trial(_position(space, axes, start, scaled=not constraints), user_attrs={"start": at})
+        study = _study(sampler, seed, objectives)
+        for number, start in enumerate(believed):
+            study.enqueue_trial(_position(budget, axes, start, not constraints), user_attrs={"start": number})
 
-    rewards: dict[Scheme, float] = {}
+    def scheme_of(asked: Mapping[str, float]) -> Scheme:
+        rates = np.array([asked.get(group.name, 1.0) for group in space.groups])
+        return _nearest(space, rates) if constraints else _part(budget, asked.get(SCALE, 1.0)).fit(rates)
+
+    def tell(asked: Asked, answer: Trial) -> None:
+        values = [objective(answer) for objective in objectives] or [answer.reward]
+        _tell(study, asked, values, _excess(budget, answer.scheme) if constraints else {})
+
+    known: dict[Scheme, Trial] = {}
     while True:
         asked: list[tuple[Asked, Scheme]] = []
         new: list[Scheme] = []
         with _lent(stream):
             for vectors in range(1, PATIENCE * batch + 1):
                 trial = study.ask(dict[str, "BaseDistribution"](axes))
-                if "start" in trial.user_attrs:
-                    scheme = believed[trial.user_attrs["start"]]
-                else:
-                    rates = np.array([trial.params.get(group.name, 1.0) for group in space.groups])
-                    scheme = _nearest(space, rates) if constraints else budget.fit(rates)
-                if scheme in rewards:
-                    _tell(study, trial, rewards[scheme], _excess(budget, scheme) if constraints else {})
+                at = trial.user_attrs.get("start")
+                scheme = scheme_of(trial.params) if at is None else believed[at]
+                if scheme in known:
+                    tell(trial, known[scheme])
                 else:
                     asked.append((trial, scheme))
                     if scheme not in new:
@@ -116,29 +136,30 @@ def optuna_search(
         if not new:
             return
         answers = yield new
-        rewards.update((answer.scheme, answer.reward) for answer in answers)
+        known.update((answer.scheme, answer) for answer in answers)
         with _lent(stream):
             for trial, scheme in asked:
-                _tell(study, trial, rewards[scheme], _excess(budget, scheme) if constraints else {})
+                tell(trial, known[scheme])
 
 
-def _study(sampler: object, seed: int) -> Study:
-    """A study in memory."""
+def _study(sampler: object, seed: int, objectives: Sequence[Objective]) -> Study:
+    """A study in memory, of the reward where there are no objectives."""
     import optuna
     from optuna.samplers import BaseSampler
 
     made = copy.deepcopy(sampler) if isinstance(sampler, BaseSampler) else _named(str(sampler), seed % 2**32)
-    return optuna.create_study(direction="maximize", sampler=made)
+    directions = [objective.direction for objective in objectives] or ["maximize"]
+    return optuna.create_study(directions=directions, sampler=made)
 
 
-def _tell(study: Study, trial: Asked, reward: float, excess: Mapping[str, float]) -> None:
+def _tell(study: Study, trial: Asked, values: Sequence[float], excess: Mapping[str, float]) -> None:
     """One answer."""
     from optuna.trial import TrialState
 
     for cap, value in excess.items():
         trial.set_constraint(cap, value)
-    if math.isfinite(reward):
-        study.tell(trial, reward)
+    if all(math.isfinite(value) for value in values):
+        study.tell(trial, values)
     else:
         study.tell(trial, state=TrialState.FAIL)
 
@@ -156,13 +177,27 @@ def _axes(space: SearchSpace, low: float | None) -> Axes:
     }
 
 
-def _position(space: SearchSpace, axes: Axes, scheme: Scheme, scaled: bool) -> dict[str, float]:
+def _scales(budget: Budget, low: float) -> FloatDistribution:
+    """From ``low`` to 1, as far as the smallest scheme allows."""
+    from optuna.distributions import FloatDistribution
+
+    return FloatDistribution(min(1.0, max(low, math.sqrt(budget.load(budget.space.smallest)))), 1.0)
+
+
+def _part(budget: Budget, scale: float) -> Budget:
+    """The budget of networks that are ``scale`` times as wide: roughly, costs go with the square of the width."""
+    return replace(budget, caps={name: cap * scale**2 for name, cap in budget.caps.items()})
+
+
+def _position(budget: Budget, axes: Axes, scheme: Scheme, scaled: bool) -> dict[str, float]:
     """Where a scheme lies on the axes, or nearly so; ``scaled`` so that its highest rate is 1."""
+    space = budget.space
     rates = space.rates(scheme)
     if scaled:
         rates = rates / rates.max()
-    named = dict(zip((group.name for group in space.groups), rates, strict=True))
-    return {name: float(np.clip(named[name], axis.low, axis.high)) for name, axis in axes.items()}
+    at = dict(zip((group.name for group in space.groups), rates, strict=True))
+    at[SCALE] = math.sqrt(budget.load(scheme))
+    return {name: float(np.clip(at[name], axis.low, axis.high)) for name, axis in axes.items()}
 
 
 def _nearest(space: SearchSpace, rates: NDArray[np.float64]) -> Scheme:
@@ -194,9 +229,14 @@ def _lent(stream: Stream) -> Iterator[None]:
         optuna.logging.set_verbosity(before)
 
 
-def _check(sampler: object, constraints: bool, low: float) -> None:
-    from optuna.samplers import BaseSampler
+def _check(sampler: object, constraints: bool, low: float, objectives: str | Sequence[Objective]) -> None:
+    from optuna.samplers import BaseSampler, CmaEsSampler
 
+    if isinstance(objectives, str):
+        raise UserError(f"optuna: objectives={objectives!r} are for the whole search: --objectives {objectives}")
+    if objectives and (sampler == "cmaes" or isinstance(sampler, CmaEsSampler)):
+        others = ", ".join(name for name in NAMES if name != "cmaes")
+        raise UserError(f"optuna: sampler=cmaes knows one objective: use one of {others}, or ask for no objectives")
     if not 0 < low < 1:
         raise UserError(f"optuna: low={low} must lie between 0 and 1; rates are asked from there to 1")
     if isinstance(sampler, BaseSampler):

@@ -106,7 +106,7 @@ def table(space: SearchSpace, *, batch: int, points: int) -> Generator[list[Sche
         raise UserError(f"points={points}: at least one count of every group must be measured")
     (uncut,) = yield [space.largest]
     dense = _worth(uncut)
-    grids = [_grid(group, points) for group in space.groups]
+    grids = [sampled(group, points) for group in space.groups]
     rewards: list[dict[int, float]] = [{} for _ in grids]
     for place in range(points):
         entries = [
@@ -127,8 +127,8 @@ def _worth(trial: Trial) -> float:
     return trial.reward if math.isfinite(trial.reward) and not trial.failed else math.nan
 
 
-def _grid(group: Group, points: int) -> list[int]:
-    """At most ``points`` legal counts from the smallest on, evenly spaced, without the largest."""
+def sampled(group: Group, points: int) -> list[int]:
+    """The legal counts that are measured: at most ``points``, evenly spaced from the smallest, never the largest."""
     last = len(group.counts) - 1
     places = np.unique(np.linspace(0, last, points + 1)[:-1].round().astype(np.int64))
     return [group.counts[place] for place in places if place < last]

@@ -1,0 +1,226 @@
+"""A problem to search: one model with its data, budget and reward, for any number of searches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autoprune import front, outcome, searchers, settings
+from autoprune.budget import Budget
+from autoprune.claim import claim
+from autoprune.errors import UserError
+from autoprune.evaluate import Evaluator
+from autoprune.fidelity import Fidelity
+from autoprune.forward import Example
+from autoprune.hints import Hints
+from autoprune.ledger import Ledger
+from autoprune.loop import Loop, Stop
+from autoprune.objective import Objective
+from autoprune.references import function, stable_name
+from autoprune.reward import Reward, score
+from autoprune.run import LEDGER, ROOT, Run, make_folder, new_name, prepare, surroundings
+from autoprune.scheme import Scheme
+from autoprune.searchers import Searcher
+from autoprune.tensorboard import Listener, drawn
+from autoprune.trial import Measurement, Trial
+
+AGREEMENT = 1e-4  # of the dense loss: how far a candidate with nothing cut may be from the dense network
+REPEATED = Fidelity(recovery="none")
+
+
+@dataclass(eq=False)
+class Problem:
+    """What several searches have in common; :meth:`search` is one of them.
+
+    ``test``, if given (data, or a function that returns it), is looked at once per answer, at the end of a search.
+    ``name`` and ``source`` (how to load the network again) are written down.
+    """
+
+    evaluator: Evaluator
+    budget: Budget
+    reward: Reward
+    example: Example
+    test: Any = None
+    name: str = "network"
+    source: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.uniform = self.budget.fit(np.ones(len(self.budget.space)))  # refuses a budget out of reach
+        self._seen: outcome.Seen = {}
+        self._agrees = False
+
+    def configured(
+        self,
+        searcher: str | Searcher,
+        options: Mapping[str, Any],
+        start: Sequence[Scheme] = (),
+        trials: int | None = None,
+    ) -> Searcher:
+        """The searcher with its options bound, after it has refused those and the start schemes that are wrong."""
+        found = searchers.find(searcher)
+        settings.check(found, searchers.KIND, options)
+        population = options.get("population", 0)
+        if trials is not None and population > trials:
+            raise UserError(
+                f"population={population} is larger than trials={trials}: the first generation would never be told; "
+                f"allow more trials or give a population of at most {trials}"
+            )
+        bound = partial(found, **options)
+        hints = Hints(starts=tuple(start), tuning=self.evaluator.tuning is not None)
+        proposals = bound(self.budget.space, self.budget, seed=0, hints=hints, batch=1)
+        next(proposals, None)
+        proposals.close()
+        return bound
+
+    def search(  # noqa: PLR0913 - what a request says
+        self,
+        searcher: str | Searcher,
+        options: Mapping[str, Any] | None = None,
+        *,
+        stop: Stop,
+        seed: int = 0,
+        batch: int = 8,
+        start: Sequence[Scheme] = (),
+        objectives: str | Sequence[str | Reward] = (),
+        finish: str | outcome.Finish | None = None,
+        run: str | None = None,
+        root: Path | str = ROOT,
+        ledger: Path | str | None = None,
+        listener: Listener | None = None,
+        tensorboard: bool = False,
+    ) -> Run:
+        """One search, in the folder ``root/run``; see :func:`autoprune.search`."""
+        tell = listener or (lambda event, facts: None)
+        evaluator, budget = self.evaluator, self.budget
+        train = None if finish is None else function(finish, "finish", {})
+        propose = self.configured(searcher, options or {}, start, stop.trials)
+        wanted = self._wanted(objectives)
+        if wanted and "objectives" in settings.options(propose, searchers.KIND):
+            propose = self.configured(propose, {"objectives": wanted}, start)
+        config = {
+            "name": self.name,
+            "request": {
+                **evaluator.protocol,
+                "budget": {cost: round(cap, 6) for cost, cap in budget.caps.items()},
+                "searcher": stable_name(searcher),
+                "options": {key: str(value) for key, value in (options or {}).items()},
+                "search_seed": seed,
+                "batch": batch,
+                "start": [list(scheme.kept) for scheme in start],
+                "objectives": [str(objective) for objective in wanted],
+            },
+            "fingerprint": evaluator.fingerprint,
+            "groups": [group.name for group in evaluator.space.groups],
+            "reward": stable_name(self.reward),
+            "finish": stable_name(finish),
+            "source": dict(self.source),
+            "ledger": None if ledger is None else str(ledger),
+            "stop": {"trials": stop.trials, "timeout": stop.timeout, "target": stop.target},
+            **surroundings(),
+        }
+        folder = make_folder(root, run or new_name(root, self.name, "-".join(budget.caps)))
+        with claim(folder), drawn(folder, tell) if tensorboard else nullcontext(tell) as tell:
+            prepare(folder, config)
+            path = folder / LEDGER if ledger is None else ledger
+            records = Ledger(path, evaluator.fingerprint, evaluator.space.groups)
+            self.check_dense()
+            tell("dense", {"measurement": evaluator.dense})
+            baseline = self._baseline(records)
+            tell("uniform", {"trial": baseline})
+            hints = replace(evaluator.hints(), starts=tuple(start))
+            proposals = propose(budget.space, budget, seed=seed, hints=hints, batch=batch)
+            loop = Loop(proposals, budget, self.reward, records, _told(stop, tell))
+            interrupted = _drive(loop, evaluator)
+            best = max((t for t in (baseline, loop.best) if t is not None and not t.failed), key=_reward, default=None)
+            if best is None:
+                raise UserError(
+                    f"no candidate could be measured: {baseline.measurement.error}; see the run's ledger in {folder}"
+                )
+            ended = "interrupted; the same command continues" if interrupted else loop.reason
+            judged = wanted or front.usual(budget.caps, evaluator.dense)
+            found = outcome.Outcome(evaluator, config, best, baseline, loop, ended, judged)
+            result = outcome.write(found, folder, self.example, self.test, self._seen)
+            if train is not None and not interrupted:
+                tell("finish", {"function": stable_name(finish)})
+                result = outcome.finish(found, train, result, self.test)
+        tell("done", {"run": result})
+        return result
+
+    def _wanted(self, objectives: str | Sequence[str | Reward]) -> tuple[Objective, ...]:
+        """What the objectives mean here: the dense network shows what is measured, and no candidate is needed."""
+        if not objectives:
+            return ()
+        self.check_dense()
+        return front.objectives(objectives, self.evaluator.dense)
+
+    def check_dense(self) -> None:
+        """A candidate with nothing cut and nothing repaired must be the dense network."""
+        if self._agrees:
+            return
+        dense = self.evaluator.dense
+        if dense.failed:
+            raise UserError(
+                f"the dense network cannot be measured: {dense.error}; check the data and its normalisation"
+            )
+        whole = self.evaluator(self.evaluator.space.dense, fidelity=REPEATED)
+        if whole.failed:
+            raise UserError(f"a candidate with nothing cut fails: {whole.error}")
+        for name, value in (("loss", dense.loss), ("accuracy", dense.accuracy)):
+            other = getattr(whole, name)
+            if math.isfinite(value) and abs(other - value) > AGREEMENT * max(1.0, abs(value)):
+                raise UserError(
+                    f"a candidate with nothing cut has {name} {other:.6g}, the dense network {value:.6g}: "
+                    "the network's forward pass is not repeatable, or it shares state that copies lose"
+                )
+        self._agrees = True
+
+    def _baseline(self, ledger: Ledger) -> Trial:
+        """The uniform scheme, measured like every candidate."""
+        measurement = ledger.find(self.uniform) or self.evaluator(self.uniform)
+        try:
+            trial = Trial(self.uniform, measurement, score(self.reward, measurement))
+        except UserError:
+            ledger.append(self.uniform, measurement, None)  # sound, whatever the reward: the next attempt finds it
+            raise
+        ledger.append(self.uniform, measurement, trial.reward)
+        return trial
+
+
+def _told(stop: Stop, tell: Listener) -> Stop:
+    """The stop rules, with a callback that tells of every trial."""
+
+    def callback(trial: Trial, loop: Loop) -> bool:
+        asked = stop.callback is not None and stop.callback(trial, loop)
+        return bool(tell("trial", {"trial": trial, "loop": loop})) or asked
+
+    return Stop(stop.trials, stop.timeout, stop.target, callback)
+
+
+def _reward(trial: Trial) -> float:
+    return trial.reward
+
+
+def _drive(loop: Loop, evaluator: Evaluator) -> bool:
+    """Run the loop to its end; whether Ctrl-C ended it."""
+
+    def measured(schemes: Sequence[Scheme]) -> Iterator[tuple[Scheme, Measurement]]:
+        for scheme in schemes:
+            yield scheme, evaluator(scheme, fidelity=loop.fidelity)
+            if loop.finished:
+                return
+
+    try:
+        while schemes := loop.ask():
+            loop.tell(measured(schemes))
+    except KeyboardInterrupt:
+        return True
+    finally:
+        loop.close()
+    return False
