@@ -387,7 +387,7 @@ def test_a_searcher_is_found_by_name_by_place_or_as_itself() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("swapp", "'swapp' is unknown: use uniform, random, .*, swap, .*; close: swap"),
+        ("swapp", "'swapp' is unknown: use auto, uniform, random, .*, swap, .*; close: swap"),
         ("no.such.module:searcher", "no module"),
         ("autoprune.searchers.swap:nothing", "no 'nothing' there"),
         ("autoprune.searchers.swap:WIDEST", "is a float, not a function"),

@@ -55,6 +55,7 @@ Searcher = Callable[..., Proposals]
 """``(space, budget, *, seed, hints, batch, **options) -> Proposals``."""
 
 SEARCHERS: Mapping[str, str] = {
+    "auto": "autoprune.searchers.auto:auto",
     "uniform": "autoprune.searchers.uniform:uniform",
     "random": "autoprune.searchers.random_rates:random_rates",
     "hand": "autoprune.searchers.hand:hand",

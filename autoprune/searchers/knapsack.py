@@ -56,15 +56,20 @@ def knapsack(
     if not hints.scores:
         yield [budget.fit(np.ones(len(space)))]
         return
+    yield [filled(space, budget, hints.scores, rounds)]
+
+
+def filled(space: SearchSpace, budget: Budget, scores: Sequence[Array], rounds: int = 30) -> Scheme:
+    """The scheme of :func:`knapsack` for unit scores, one array per group."""
     budget.check()
-    importance = [_kept_importance(space, g, score) for g, score in enumerate(hints.scores)]
+    importance = [_kept_importance(space, g, score) for g, score in enumerate(scores)]
     scheme = space.largest
     dense_load = budget.load(scheme)
     for target in np.geomspace(dense_load, 1, rounds + 1)[1:]:
         scheme = _cheapest_cuts(space, budget, importance, scheme, float(target))
     while not budget.allows(scheme):  # two cuts together save less than the sum of both
         scheme = _cheapest_cuts(space, budget, importance, scheme, 1.0)
-    yield [_give_back(space, budget, importance, scheme)]
+    return _give_back(space, budget, importance, scheme)
 
 
 def _kept_importance(space: SearchSpace, g: int, score: Sequence[float] | Array) -> Array:
