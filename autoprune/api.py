@@ -10,12 +10,14 @@ just as well:
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -30,6 +32,7 @@ from autoprune.exporters import scheme_file
 from autoprune.forward import Example, evaluating, first_call, logits, to
 from autoprune.loop import Stop
 from autoprune.outcome import Finish
+from autoprune.pool import Workers
 from autoprune.problem import Problem
 from autoprune.pruned import save_pruned
 from autoprune.recover import Recovery
@@ -43,14 +46,20 @@ from autoprune.statistics import Statistics
 from autoprune.tensorboard import Listener, check_installed
 from autoprune.tuning import LR, STEPS, Tuning
 
-SEARCHER = "swap"
+SEARCHER, WITH_OBJECTIVES = "auto", "optuna"  # whoever says nothing gets this
 TRIALS = 100
+SAMPLES = 17  # counts of a group at which a cost function of the caller is sampled
 
 
 def trace(model: nn.Module, example: Example, **options: Any) -> SearchSpace:
     """The search space of any network; see :func:`autoprune.search_spaces.traced.trace`."""
     space: SearchSpace = resolve_name("autoprune.search_spaces.traced:trace")(model, example, **options)
     return space
+
+
+def usual_searcher(objectives: str | Sequence[str | Reward] = ()) -> str:
+    """The searcher of those who name none: one that searches every objective where there are several."""
+    return WITH_OBJECTIVES if objectives else SEARCHER
 
 
 def problem(
@@ -73,9 +82,14 @@ def problem(
     tune_lr: float = LR,
     name: str | None = None,
     source: Mapping[str, Any] | None = None,
+    identity: Mapping[str, Any] | None = None,
     listener: Listener | None = None,
 ) -> Problem:
-    """What is searched, made once for any number of searches; the arguments are those of :func:`search`."""
+    """What is searched, made once for any number of searches; the arguments are those of :func:`search`.
+
+    ``identity`` (JSON-ready) joins what measurements are recorded under. Functions are known by their names alone:
+    where two of one name measure differently, such as ``evaluate`` for two data sets, it has to say which is which.
+    """
     tell = listener or (lambda event, facts: None)
     if evaluate is not None and test is not None:
         raise UserError(
@@ -92,18 +106,19 @@ def problem(
     functions = _costs(space, costs)
     caps = budget if isinstance(budget, Budget) else Budget.parse(budget, space, functions)
     score = rewards.find(reward)
-    identity: dict[str, Any] = {
+    facts = {
+        **(identity or {}),
         "model": models.digest(model),
         "calibration_data": data.fingerprint(calibration),
         "validation_data": data.fingerprint(validation),
     }
     if costs:
-        identity["costs"] = {name: [functions[name](space.dense), functions[name](space.smallest)] for name in costs}
+        facts["costs"] = {name: _sampled(functions[name], space) for name in costs}
     tuning = None
     if tune is not None:
         tuning = Tuning(data.batches(tune, "tune", classes), tune_steps, tune_lr)
         _check_apart(tuning.batches, validation)
-        identity["tune_data"] = data.fingerprint(tuning.batches)
+        facts["tune_data"] = data.fingerprint(tuning.batches)
     evaluator = Evaluator(
         model,
         space,
@@ -115,7 +130,7 @@ def problem(
         tuning=tuning,
         cost_functions=functions,
         device=device,
-        identity=identity,
+        identity=facts,
     )
     made = Problem(evaluator, caps, score, example, test, name or type(model).__name__, source or {})
     tell("budget", {"budget": caps, "uniform": made.uniform})
@@ -129,7 +144,7 @@ def search(
     validation: Any,
     *,
     budget: str | Sequence[str] | Budget,
-    searcher: str | Searcher = SEARCHER,
+    searcher: str | Searcher | None = None,
     options: Mapping[str, Any] | None = None,
     trials: int | None = TRIALS,
     timeout: float | None = None,
@@ -144,6 +159,7 @@ def search(
     ledger: Path | str | None = None,
     listener: Listener | None = None,
     tensorboard: bool = False,
+    workers: int | Workers = 1,
     **measured: Any,
 ) -> Run:
     """Search the kept channels of every layer of ``model`` under ``budget``.
@@ -167,12 +183,17 @@ def search(
     ``trials``, ``timeout`` (seconds of measuring) and ``target`` (a reward) stop the search. ``start`` are
     schemes to begin from. ``objectives`` (``("accuracy", "macs")``, see :func:`autoprune.front.objectives`) are what
     the Pareto front of the run is about, and a searcher that can, such as optuna, searches all of them; the answer
-    is still the trial with the highest reward.
+    is still the trial with the highest reward. Without a ``searcher`` it is "auto", or "optuna" with objectives.
 
     ``finish``, a function or ``package.module:function``, is called with the answer's network once the search is over
     and written down, and trains it at length, in place or returning a network of the same widths. That one is measured
     as a further row, "finished", and saved instead; an error in it, raised as :class:`UserError`, loses nothing. A run
     that is continued calls it again.
+
+    ``workers`` measure at the same time, in processes of their own through Ray; ``Workers(8, address="auto",
+    timeout=600)`` says where, what each takes up, and how long a candidate may take, see
+    :class:`autoprune.pool.Workers`. The result is the same with any number of them: what decides is ``batch``, the
+    number of schemes proposed at a time, which is best a few times the number of workers.
 
     Everything goes to ``root/run``. The same name and request continue a run: what was measured is not
     measured again, and a larger ``trials`` extends it. With a ``ledger`` (a journal file, or a storage URL of Optuna)
@@ -184,21 +205,23 @@ def search(
     if tensorboard:
         check_installed()
     made = problem(model, example, calibration, validation, budget=budget, listener=listener, **measured)
-    return made.search(
-        searcher,
-        options,
-        stop=Stop(trials, timeout, target),
-        seed=seed,
-        batch=batch,
-        start=start,
-        objectives=objectives,
-        finish=finish,
-        run=run,
-        root=root,
-        ledger=ledger,
-        listener=listener,
-        tensorboard=tensorboard,
-    )
+    with made.pool(workers) as pool:
+        return made.search(
+            searcher or usual_searcher(objectives),
+            options,
+            stop=Stop(trials, timeout, target),
+            seed=seed,
+            batch=batch,
+            start=start,
+            objectives=objectives,
+            finish=finish,
+            run=run,
+            root=root,
+            ledger=ledger,
+            listener=listener,
+            tensorboard=tensorboard,
+            pool=pool,
+        )
 
 
 def apply(
@@ -243,6 +266,15 @@ def _costs(space: SearchSpace, own: Mapping[str, Cost] | None) -> dict[str, Cost
             if not (math.isfinite(value) and value > 0):
                 raise UserError(f"cost {name!r} is {value} for {scheme.kept}: a cost is a positive number")
     return {**known, **(own or {})}
+
+
+def _sampled(cost: Cost, space: SearchSpace) -> str:
+    """What tells two cost functions apart: their values with every group alone at some of its counts."""
+    schemes = [space.dense, space.smallest]
+    for g, group in enumerate(space.groups):
+        places = np.unique(np.linspace(0, len(group.counts) - 1, SAMPLES).round().astype(int))
+        schemes += [space.largest.replace(g, group.counts[place]) for place in places]
+    return hashlib.sha256(repr([float(cost(scheme)) for scheme in schemes]).encode()).hexdigest()[:16]
 
 
 def _check_apart(tune: Sequence[data.Batch], validation: Sequence[data.Batch]) -> None:

@@ -132,6 +132,15 @@ def make_space(
     return narrowed
 
 
+def source(
+    model: str, weights: str | None, num_classes: int | None, example: Any, *narrowed: Sequence[str] | None
+) -> dict[str, Any]:
+    """How to load the network and narrow its space again; ``narrowed`` are the options of :func:`make_space`."""
+    names = ("include", "exclude", "round_to", "rates", "tie")
+    loaded = {"model": model, "weights": weights, "num_classes": num_classes, "input": list(example.shape[1:])}
+    return loaded | dict(zip(names, narrowed, strict=True))
+
+
 def read_settings(searcher: str, texts: Sequence[str] | None) -> dict[str, Any]:
     """``--set KEY=VALUE`` as typed options of the searcher."""
     from autoprune import searchers

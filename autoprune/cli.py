@@ -50,6 +50,17 @@ Tie = Annotated[list[str] | None, typer.Option(help="cut two groups together: A,
 Criterion = Annotated[str, typer.Option(help="obs, taylor, l1, l2, bn_scale or package.module:function")]
 Recovery = Annotated[str, typer.Option(help="none, least_squares, recalibrate_bn, joined by +")]
 Root = Annotated[str, typer.Option(help="folder that holds the runs")]
+NumWorkers = Annotated[
+    int, typer.Option("--workers", help="processes that measure at the same time; the result is the same")
+]
+RayAddress = Annotated[
+    str | None, typer.Option(help="Ray that they run on: local, auto, host:port, ray://host:port [local]")
+]
+Cpus = Annotated[float, typer.Option("--cpus-per-worker", help="CPUs that Ray counts for each; fractions share one")]
+Gpus = Annotated[float, typer.Option("--gpus-per-worker", help="GPUs of each, with --device cuda; fractions share one")]
+CandidateTimeout = Annotated[
+    float | None, typer.Option(help="seconds that a candidate may take, in a process of its own even with one worker")
+]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
 
@@ -69,7 +80,10 @@ def search(
     mean: Mean = None,
     std: Std = None,
     input_size: InputSize = None,
-    searcher: Annotated[str, typer.Option(help=f"{', '.join(SEARCHERS)} or package.module:function")] = "swap",
+    searcher: Annotated[
+        str | None,
+        typer.Option(help=f"{', '.join(SEARCHERS)} or package.module:function [auto; with --objectives optuna]"),
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="an option of the searcher: KEY=VALUE; repeatable")
     ] = None,
@@ -91,6 +105,11 @@ def search(
     seed: Annotated[int, typer.Option(help="same seed, same result")] = 0,
     batch: Annotated[int, typer.Option(help="schemes proposed at a time")] = 8,
     device: Annotated[str, typer.Option(help="cpu, cuda, mps")] = "cpu",
+    workers: NumWorkers = 1,
+    ray_address: RayAddress = None,
+    cpus_per_worker: Cpus = 1,
+    gpus_per_worker: Gpus = 0,
+    candidate_timeout: CandidateTimeout = None,
     run: Annotated[str | None, typer.Option(help="name of the run; an old name continues it")] = None,
     root: Root = "runs",
     ledger: Annotated[
@@ -135,10 +154,13 @@ def search(
     from rich.console import Console
 
     from autoprune import api
+    from autoprune.pool import Workers
     from autoprune.progress import Watch
 
     console = Console(stderr=as_json, quiet=quiet)
+    searcher = searcher or api.usual_searcher(objectives or ())
     chosen = arguments.read_settings(searcher, settings)
+    asked = Workers(workers, ray_address, cpus_per_worker, gpus_per_worker, candidate_timeout)
     scored = arguments.make_reward(reward, reward_settings)
     data = data or arguments.default_data(model)
     images = arguments.image_counts(data, calibration, validation)
@@ -178,17 +200,8 @@ def search(
             name=model,
             listener=watch,
             tensorboard=tensorboard,
-            source={
-                "model": model,
-                "weights": weights,
-                "num_classes": num_classes,
-                "input": list(example.shape[1:]),
-                "include": include,
-                "exclude": exclude,
-                "round_to": round_to,
-                "rates": rates,
-                "tie": tie,
-            },
+            workers=asked,
+            source=arguments.source(model, weights, num_classes, example, include, exclude, round_to, rates, tie),
         )
     finally:
         watch.close()
@@ -229,6 +242,11 @@ def compare(
     seconds: Annotated[float | None, typer.Option(help="seconds of measuring of each run")] = None,
     batch: Annotated[int, typer.Option(help="schemes proposed at a time")] = 8,
     device: Annotated[str, typer.Option(help="cpu, cuda, mps")] = "cpu",
+    workers: NumWorkers = 1,
+    ray_address: RayAddress = None,
+    cpus_per_worker: Cpus = 1,
+    gpus_per_worker: Gpus = 0,
+    candidate_timeout: CandidateTimeout = None,
     root: Root = "runs",
     ledger: Annotated[
         str | None, typer.Option(help="journal file or storage URL of all runs [ledger.jsonl of the comparison]")
@@ -249,8 +267,10 @@ def compare(
 
     from autoprune import api, report
     from autoprune import compare as side_by_side
+    from autoprune.pool import Workers
 
     console = Console(stderr=as_json)
+    asked = Workers(workers, ray_address, cpus_per_worker, gpus_per_worker, candidate_timeout)
     data = data or arguments.default_data(model)
     images = arguments.image_counts(data, calibration, validation)
     scored = arguments.make_reward(reward, reward_settings)
@@ -271,19 +291,22 @@ def compare(
         device=device,
         space=space,
         name=model,
+        source=arguments.source(model, weights, num_classes, example, include, exclude, round_to, rates, tie),
     )
-    found = side_by_side.compare(
-        problem,
-        searcher or ["uniform", "random", api.SEARCHER],
-        seeds=seed or (0, 1, 2),
-        trials=60 if trials is None and seconds is None else trials,
-        seconds=seconds,
-        batch=batch,
-        run=run,
-        root=root,
-        ledger=ledger,
-        tell=lambda one: console.print(report.finished(one), soft_wrap=True),
-    )
+    with problem.pool(asked) as pool:
+        found = side_by_side.compare(
+            problem,
+            searcher or ["uniform", "random", api.SEARCHER],
+            seeds=seed or (0, 1, 2),
+            trials=60 if trials is None and seconds is None else trials,
+            seconds=seconds,
+            batch=batch,
+            run=run,
+            root=root,
+            ledger=ledger,
+            tell=lambda one: console.print(report.finished(one), soft_wrap=True),
+            pool=pool,
+        )
     if as_json:
         print(json.dumps({"folder": str(found.folder), "runs": found.frame().to_dict("records")}))
         return
@@ -311,6 +334,11 @@ def sensitivity(
         list[str] | None, typer.Option("--reward-set", help="an option of the reward: KEY=VALUE; repeatable")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, mps")] = "cpu",
+    workers: NumWorkers = 1,
+    ray_address: RayAddress = None,
+    cpus_per_worker: Cpus = 1,
+    gpus_per_worker: Gpus = 0,
+    candidate_timeout: CandidateTimeout = None,
     run: Annotated[str | None, typer.Option(help="name of the run; an old name continues it")] = None,
     root: Root = "runs",
     ledger: Annotated[
@@ -333,8 +361,10 @@ def sensitivity(
 
     from autoprune import api, report
     from autoprune import sensitivity as analysis
+    from autoprune.pool import Workers
 
     console = Console(stderr=as_json)
+    asked = Workers(workers, ray_address, cpus_per_worker, gpus_per_worker, candidate_timeout)
     data = data or arguments.default_data(model)
     images = arguments.image_counts(data, calibration, validation)
     scored = arguments.make_reward(reward, reward_settings)
@@ -355,7 +385,7 @@ def sensitivity(
         space=space,
         name=model,
     )
-    with Progress(console=console, disable=not console.is_terminal) as bar:
+    with problem.pool(asked) as pool, Progress(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("measuring", total=1 + points * len(space))
         found = analysis.sensitivity(
             problem,
@@ -364,6 +394,7 @@ def sensitivity(
             root=root,
             ledger=ledger,
             listener=lambda event, facts: bar.advance(task, event == "trial"),
+            pool=pool,
         )
     if as_json:
         print(json.dumps({"folder": str(found.folder), **found.to_dict()}))
@@ -550,7 +581,7 @@ def show(
     console.print(
         f"{found.config['name']} under {request['budget']}: "
         f"{request['searcher']}, {request['criterion']}, {request['recovery']}; "
-        f"{summary['trials']} trials, {summary['feasible']} affordable, {summary['failed']} failed, "
+        f"{report.spent(summary)}, {summary['feasible']} affordable, {summary['failed']} failed, "
         f"{summary['seconds']:.0f} s of measuring; {summary['ended']}"
     )
 
@@ -596,7 +627,7 @@ def _tell_result(console: Console, result: Run, tensorboard: bool) -> None:
     summary = result.summary
     console.print(report.comparison(summary["rows"]))
     console.print(
-        f"{summary['trials']} trials, {summary['feasible']} affordable, {summary['failed']} failed, "
+        f"{report.spent(summary)}, {summary['feasible']} affordable, {summary['failed']} failed, "
         f"{summary['seconds']:.0f} s of measuring; {summary['ended']}"
     )
     if summary["kept"] == summary["uniform"]:

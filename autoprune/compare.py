@@ -1,11 +1,13 @@
 """Searchers side by side: one problem, equal trials or seconds, several seeds, one shared ledger.
 
-The folder of a comparison holds a run per searcher and seed, the ledger that they share (no scheme is measured
-twice), and what came out: ``comparison.csv`` (one row a run), ``trials.svg`` and ``seconds.svg`` (the best so far).
+The folder of a comparison holds a run per searcher and seed, the ledger that they share (no scheme is measured twice,
+but by two processes at once), and what came out: ``comparison.csv`` (one row a run), ``trials.svg`` and
+``seconds.svg`` (the best so far).
 """
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,8 +22,10 @@ from autoprune import chart, searchers, settings
 from autoprune.claim import ClaimedError
 from autoprune.errors import UserError
 from autoprune.loop import Stop
+from autoprune.pool import Pool
 from autoprune.problem import Problem
-from autoprune.run import LEDGER, ROOT, SUMMARY, Run, make_folder, prepare, surroundings, write_json
+from autoprune.references import stable_name
+from autoprune.run import CONFIG, LEDGER, ROOT, SUMMARY, Run, make_folder, prepare, read_json, surroundings, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,6 +38,8 @@ POINTS = 200  # of a curve over seconds
 
 Against = Literal["trials", "seconds"]
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
@@ -44,11 +50,13 @@ class Comparison:
 
     @classmethod
     def open(cls, folder: Path | str) -> Comparison:
-        """A comparison on disk, with those of its runs that have finished, by searcher and seed."""
+        """A comparison on disk, with those of its runs that have ended by its stop rules, by searcher and seed."""
         found: dict[str, list[Run]] = {}
+        rules = read_json(Path(folder) / CONFIG)["stop"] if (Path(folder) / CONFIG).is_file() else {}
         for path in Path(folder).glob(f"*/{SUMMARY}"):
-            run = Run.open(path.parent)
-            found.setdefault(_label(run), []).append(run)
+            run = _finished(path.parent, rules)
+            if run is not None:
+                found.setdefault(_label(run), []).append(run)
         if not found:
             raise UserError(f"{folder} holds no finished run of a comparison: start one with `autoprune compare`")
         return cls(Path(folder), {name: sorted(found[name], key=_seed) for name in sorted(found)})
@@ -101,7 +109,7 @@ class Comparison:
             (self.folder / file).write_text(picture, encoding="utf-8")
 
 
-def compare(
+def compare(  # noqa: PLR0913 - what a comparison says
     problem: Problem,
     named: Sequence[str],
     *,
@@ -113,6 +121,7 @@ def compare(
     root: Path | str = ROOT,
     ledger: Path | str | None = None,
     tell: Callable[[Run], None] | None = None,
+    pool: Pool | None = None,
 ) -> Comparison:
     """Search ``problem`` with every searcher and seed, and write table and curves to ``root/run``.
 
@@ -120,11 +129,14 @@ def compare(
     the images counts as that share) or ``seconds`` of measuring, whichever comes first. All runs share a ledger: what
     one has measured, the next is told at once, and is charged with the trial and the seconds it took.
 
-    The same call continues a comparison that was stopped, others add searchers, seeds or trials to it. Several
+    The same call continues a comparison that was stopped, others add searchers, seeds or trials to it; runs with fewer
+    trials or seconds than the latest call gave are no part of the table until they have been extended. Several
     processes may work on one: a run that another process drives is left to it. ``tell`` hears of every finished run.
+    ``pool`` (:meth:`Problem.pool`) measures instead of this process, and stays open.
     """
     chosen = {text: parse(text) for text in named}
-    if not named or len(chosen) != len(named):
+    told_apart = {(name, tuple(sorted(map(str, options.items())))) for name, options in chosen.values()}
+    if not named or len(told_apart) != len(named):
         raise UserError(f"searchers {', '.join(named) or '(none)'}: name at least one, and each once")
     if not seeds or len(set(seeds)) != len(seeds):
         raise UserError(f"seeds {list(seeds)}: give at least one, and each once")
@@ -135,23 +147,31 @@ def compare(
         problem.configured(name, options, trials=trials)
     folder = make_folder(root, run)
     budget = {cost: round(cap, 6) for cost, cap in problem.budget.caps.items()}
-    request = {**problem.evaluator.protocol, "kind": KIND, "budget": budget, "batch": batch}
-    prepare(folder, {"name": problem.name, "request": request, **surroundings()})
+    reward = stable_name(problem.reward)
+    request = {**problem.evaluator.protocol, "kind": KIND, "budget": budget, "reward": reward, "batch": batch}
+    rules = {"trials": trials, "timeout": seconds, "target": None}
+    prepare(folder, {"name": problem.name, "request": request, "stop": rules, **surroundings()})
 
     waiting = [(text, seed) for seed in seeds for text in named]
+    warned: set[str] = set()
     while waiting:
         busy = []
         for text, seed in waiting:
             name, options = chosen[text]
             place = _slug(text, seed)
             try:
-                found = _finished(folder / place, stop) or problem.search(
+                found = _finished(folder / place, rules) or problem.search(
                     name, options, stop=stop, seed=seed, batch=batch, run=place, root=folder,
-                    ledger=folder / LEDGER if ledger is None else ledger,
+                    ledger=folder / LEDGER if ledger is None else ledger, pool=pool,
                 )  # fmt: skip
-            except ClaimedError:
+            except ClaimedError as error:
                 busy.append((text, seed))
+                if place not in warned:
+                    log.warning("left for later: %s", error)
+                warned.add(place)
                 continue
+            if _interrupted(found):
+                raise KeyboardInterrupt
             if tell is not None:
                 tell(found)
         waiting = busy
@@ -187,14 +207,17 @@ def _slug(text: str, seed: int) -> str:
     return re.sub(r"[^\w.+]+", "-", text).strip("-.") + f"-{seed}"
 
 
-def _finished(folder: Path, stop: Stop) -> Run | None:
+def _finished(folder: Path, rules: Mapping[str, Any]) -> Run | None:
     """The run in a folder if it ended by these stop rules."""
     if not (folder / SUMMARY).is_file():
         return None
     run = Run.open(folder)
-    ended = {"trials": stop.trials, "timeout": stop.timeout, "target": stop.target}
-    interrupted = str(run.summary["ended"]).startswith("interrupted")
-    return run if run.config["stop"] == ended and not interrupted else None
+    # Not the rules in its config, which are those of an extension as soon as that has begun.
+    return run if run.summary.get("stop") == rules and not _interrupted(run) else None
+
+
+def _interrupted(run: Run) -> bool:
+    return bool(run.summary["interrupted"])
 
 
 def _best_so_far(history: pd.DataFrame, against: Against, grid: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -8,9 +8,10 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import fields, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -165,6 +166,24 @@ class Evaluator:
         observed = self.observe(self.model)
         return self._finish(observed, self.space.dense, {"validate": time.perf_counter() - start})
 
+    def prepare(self) -> None:
+        """Compute now what is computed once, so that copies of this evaluator have it."""
+        _ = self.scores, self.dense
+        # Whatever the recovery collects, a first repair collects; what is wrong with it shows in the candidates.
+        with suppress(Exception), fixed_threads(self.threads):
+            kept = self.kept(self.space.smallest)
+            model = prune(self.model, self.space, kept)
+            self._recovery(model, Context(self.model, self.space, kept, self.statistics, self.calibration))
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move everything to a device, in place."""
+        self.device = torch.device(device)
+        self.model.to(self.device)
+        if "_dense_answers" in vars(self):
+            self._dense_answers = [answer.to(self.device) for answer in self._dense_answers]
+        self._origins.clear()
+        return self
+
     # -- one candidate -------------------------------------------------------------------------
 
     def kept(self, scheme: Scheme) -> list[NDArray[np.int64]]:
@@ -204,7 +223,11 @@ class Evaluator:
         A task with its own ``evaluate`` is always judged by the whole of it; only its repair can be spared.
         """
         self.space.check(scheme)
-        _ = self.scores, self._dense_answers, self._origin(fidelity.after)  # not charged to the first that needs it
+        _ = self.scores, self._dense_answers  # known once: not charged to the first candidate
+        if fidelity.recovery is not None:
+            recover.find(fidelity.recovery)  # a wrong name is the searcher's mistake, not the candidate's
+        if fidelity.after:
+            self._origin(fidelity.after).check(self.space, self.kept(scheme))
         seconds: dict[str, float] = {}
         start = time.perf_counter()
         try:

@@ -63,14 +63,19 @@ def batch_size(example: Example) -> int:
 
 
 def leading(batches: Iterable[tuple[Any, Any]], share: float) -> Iterator[tuple[Any, Any]]:
-    """The first ``share`` of the samples of (input, label) batches, two at least; the last batch is cut short."""
+    """The first ``share`` of the samples of (input, label) batches, two at least; the last batch is cut short.
+
+    A single sample, which batch norm cannot normalise, is left out behind others.
+    """
     if share == 1:
         yield from batches
         return
     batches = list(batches)
     left = max(2, math.ceil(share * sum(batch_size(inputs) for inputs, _ in batches)))
-    for inputs, labels in batches:
+    for number, (inputs, labels) in enumerate(batches):
         size = batch_size(inputs)
+        if number and left == 1 < size:
+            return
         yield (inputs, labels) if size <= left else (_head(inputs, size, left), _head(labels, size, left))
         left -= size
         if left <= 0:

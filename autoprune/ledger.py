@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 
+HIDDEN = "***"
+"""Stands for a password."""
+
+
 class Counted(Protocol):
     """What the ledger needs to know of a group: its name and the legal counts, ascending."""
 
@@ -51,7 +55,8 @@ class Ledger:
     protocol is a study of its own, so several share a storage without being mixed up. ``groups`` are the
     groups of the search space, or only their names where the legal counts are not known.
 
-    Everything is read once, when the ledger is opened: what another process adds later is not seen.
+    What another process adds is seen when the ledger is opened and before each append; where both measured the same
+    scheme meanwhile, the first record counts for both.
     """
 
     def __init__(self, storage: Path | str | None, protocol: str, groups: Sequence[Counted | str]) -> None:
@@ -62,9 +67,16 @@ class Ledger:
         with _quiet():
             self.study = _study(_storage(storage), f"autoprune-{protocol}")
         self._measurements: dict[tuple[Scheme, str], Measurement] = {}
-        for record in self._records():
-            # The first record counts: two writers at one URL may have measured the same scheme.
-            self._measurements.setdefault(_key(record), _unpack(record.user_attrs["measurement"]))
+        self._seen = 0  # records of the study that are read
+        self._read()
+
+    def _read(self) -> None:
+        """Take in what the study has and we do not. The first record counts: two writers may measure one scheme."""
+        records = self.study.get_trials(deepcopy=False)
+        for record in records[self._seen :]:
+            if self._is_ours(record):
+                self._measurements.setdefault(_key(record), _unpack(record.user_attrs["measurement"]))
+        self._seen = len(records)
 
     def __len__(self) -> int:
         return len(self._measurements)
@@ -78,9 +90,19 @@ class Ledger:
 
         ``reward`` None says that the measurement could not be scored: it is kept, as a trial without a value.
         """
-        if (scheme, fidelity.name) in self._measurements:
-            return False
-        self.study.add_trial(self._trial(scheme, measurement, reward, fidelity))
+        from optuna.exceptions import StorageInternalError
+
+        try:
+            self._read()
+            if (scheme, fidelity.name) in self._measurements:
+                return False
+            self.study.add_trial(self._trial(scheme, measurement, reward, fidelity))
+        except (OSError, StorageInternalError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"the ledger cannot be written ({reason}): make room or restore access; everything recorded before is "
+                "safe, and the same command continues"
+            ) from error
         # As it will be read back: a replay must compute with the very same numbers.
         self._measurements[scheme, fidelity.name] = _unpack(_pack(measurement))
         return True
@@ -117,9 +139,10 @@ class Ledger:
 
     def _records(self) -> Iterator[FrozenTrial]:
         """The study's trials that are records of ours (the dashboard can add trials of its own)."""
-        for trial in self.study.get_trials(deepcopy=False):
-            if trial.state.is_finished() and trial.user_attrs.get("protocol") == self.protocol:
-                yield trial
+        yield from filter(self._is_ours, self.study.get_trials(deepcopy=False))
+
+    def _is_ours(self, trial: FrozenTrial) -> bool:
+        return trial.state.is_finished() and trial.user_attrs.get("protocol") == self.protocol
 
     def frame(self) -> pd.DataFrame:
         """One row per record, in the order of arrival.
@@ -171,9 +194,16 @@ def _storage(storage: Path | str | None) -> BaseStorage:
     try:
         return RDBStorage(storage)
     except Exception as error:
-        shown = re.sub(r"(://[^/@:]*:)[^/@]*@", r"\1***@", storage)  # a password is not for the log
+        shown = place(storage)
         reason = str(error).replace(storage, shown).splitlines()[0]
         raise UserError(f"ledger {shown!r} cannot be opened: {reason}") from error
+
+
+def place(storage: Path | str) -> str:
+    """Where a ledger is, for logs and records: a file's absolute path, or a URL without its password."""
+    if isinstance(storage, Path) or "://" not in storage:
+        return str(Path(storage).resolve())
+    return re.sub(r"(://[^/@:]*:)[^/@]*@", rf"\1{HIDDEN}@", storage)
 
 
 def _study(storage: BaseStorage, name: str) -> Study:

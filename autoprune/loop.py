@@ -54,7 +54,8 @@ class Loop:
     """Asks a searcher for batches, has what is new in them measured, and tells it the trials.
 
     Trials are admitted in proposal order as soon as all before them are known, and each is held against the
-    stop rules. ``trials`` is therefore always a beginning of the searcher's proposals.
+    stop rules. ``trials`` is therefore always a beginning of the searcher's proposals. With ``discount=False`` a quick
+    look costs a whole trial, for tasks where it takes as long.
     """
 
     def __init__(
@@ -64,8 +65,11 @@ class Loop:
         reward: Reward,
         ledger: Ledger,
         stop: Stop,
+        *,
+        discount: bool = True,
     ) -> None:
         self.budget = budget
+        self.discount = discount
         self.ledger = ledger
         self.stop = stop
         self._searcher = searcher
@@ -88,8 +92,12 @@ class Loop:
 
     @property
     def effort(self) -> float:
-        """How many full measurements the trials amount to, each counted as the share of the images it used."""
+        """How many full measurements the trials amount to."""
         return self._effort
+
+    def price(self, fidelity: Fidelity) -> float:
+        """What a measurement counts as: the share of the images that it uses."""
+        return fidelity.share if self.discount else 1.0
 
     @property
     def fidelity(self) -> Fidelity:
@@ -169,7 +177,7 @@ class Loop:
         new = [scheme for scheme in dict.fromkeys(self._batch.schemes) if not self._is_known(scheme)]
         room = len(new)
         if self.stop.trials is not None:
-            room = math.ceil((self.stop.trials - self._effort) / self.fidelity.share - ROUNDING)
+            room = math.floor((self.stop.trials - self._effort) / self.price(self.fidelity) + ROUNDING)
         return [scheme for scheme in new[:room] if self.ledger.find(scheme, self.fidelity) is None]
 
     def _is_known(self, scheme: Scheme) -> bool:
@@ -180,6 +188,12 @@ class Loop:
         while not self.finished and self._position < len(self._batch.schemes):
             scheme = self._batch.schemes[self._position]
             if not self._is_known(scheme):
+                if (
+                    self.stop.trials is not None
+                    and self._effort + self.price(self.fidelity) > self.stop.trials + ROUNDING
+                ):
+                    self._finish(f"{self._effort:g} of {self.stop.trials} trials were made, and no whole one is left")
+                    return
                 measurement = self.ledger.find(scheme, self.fidelity)
                 if measurement is None:
                     return
@@ -188,7 +202,7 @@ class Loop:
 
     def _add(self, trial: Trial) -> None:
         self._trials[trial.scheme, trial.fidelity] = trial
-        self._effort += trial.fidelity.share
+        self._effort += self.price(trial.fidelity)
         self._seconds += trial.measurement.seconds.get("total", 0.0)
         if trial.fidelity.full and not trial.failed and self.budget.allows(trial.scheme):
             self._feasible += 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -47,6 +49,7 @@ class Outcome:
     uniform: Trial
     loop: Loop
     ended: str | None
+    interrupted: bool
     objectives: tuple[Objective, ...]
 
 
@@ -76,12 +79,16 @@ def write(found: Outcome, folder: Path, example: Example, test: Any, seen: Seen)
         "widths": [int(width) for width in space.widths],
         "reward": best.reward,
         "uniform_reward": uniform.reward,
-        "trials": len(loop.trials),
+        "trials": sum(trial.fidelity.full for trial in loop.trials),
+        "looks": sum(not trial.fidelity.full for trial in loop.trials),
         "effort": loop.effort,
         "feasible": loop.feasible,
         "failed": sum(trial.failed for trial in loop.trials),
         "seconds": loop.seconds,
         "ended": found.ended,
+        "stop": config["stop"],
+        "interrupted": found.interrupted,
+        "answer": _digest(scheme, best),
     }
     if test is not None:
         schemes = {"dense": None, "uniform": (uniform.scheme, uniform.fidelity), "found": (best.scheme, best.fidelity)}
@@ -170,10 +177,16 @@ def _time(rows: dict[str, dict[str, Any]], networks: Mapping[str, nn.Module], ex
             rows[name]["latency"] = seconds
 
 
+def _digest(scheme: Scheme, best: Trial) -> str:
+    """What tells two answers apart: the very channels, and from which weights they were tuned."""
+    told = json.dumps([scheme.to_dict(), best.fidelity.name], sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
 def _recall(folder: Path, summary: Mapping[str, Any], schemes: Mapping[str, Any], seen: Seen) -> None:
     """A continued run whose answer is the same reads what was seen then."""
     before = read_json(folder / SUMMARY) if (folder / SUMMARY).is_file() else {}
-    if all(before.get(key) == summary[key] for key in ("kept", "uniform")) and SEEN[0] in before["rows"]["found"]:
+    if all(before.get(key) == summary[key] for key in ("answer", "uniform")) and SEEN[0] in before["rows"]["found"]:
         for name, scheme in schemes.items():
             seen.setdefault(scheme, {key: before["rows"][name][key] for key in SEEN})
 
@@ -203,7 +216,7 @@ def _write_history(path: Path, found: Outcome) -> None:
         for number, trial in enumerate((found.uniform, *found.loop.trials)):
             m = trial.measurement
             if number:
-                spent, seconds = spent + trial.fidelity.share, seconds + m.seconds.get("total", 0.0)
+                spent, seconds = spent + found.loop.price(trial.fidelity), seconds + m.seconds.get("total", 0.0)
             affordable = found.loop.budget.allows(trial.scheme)
             kept = " ".join(map(str, trial.scheme.kept))
             table.writerow((spent, seconds, trial.fidelity.name, trial.reward, m.loss, m.accuracy, affordable, kept))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,17 @@ from autoprune.evaluate import Evaluator
 from autoprune.fidelity import Fidelity
 from autoprune.forward import Example
 from autoprune.hints import Hints
-from autoprune.ledger import Ledger
+from autoprune.ledger import Ledger, place
 from autoprune.loop import Loop, Stop
 from autoprune.objective import Objective
+from autoprune.pool import InProcess, Pool, Workers
 from autoprune.references import function, stable_name
 from autoprune.reward import Reward, score
 from autoprune.run import LEDGER, ROOT, Run, make_folder, new_name, prepare, surroundings
 from autoprune.scheme import Scheme
 from autoprune.searchers import Searcher
 from autoprune.tensorboard import Listener, drawn
-from autoprune.trial import Measurement, Trial
+from autoprune.trial import Trial
 
 AGREEMENT = 1e-4  # of the dense loss: how far a candidate with nothing cut may be from the dense network
 REPEATED = Fidelity(recovery="none")
@@ -55,6 +57,15 @@ class Problem:
         self.uniform = self.budget.fit(np.ones(len(self.budget.space)))  # refuses a budget out of reach
         self._seen: outcome.Seen = {}
         self._agrees = False
+
+    def pool(self, workers: int | Workers = 1) -> Pool:
+        """Who measures candidates: this process, or workers on Ray. Close it, or use it as a context."""
+        wanted = Workers(workers) if isinstance(workers, int) else workers
+        if wanted.here:
+            return InProcess(self.evaluator)
+        from autoprune.ray_pool import RayPool
+
+        return RayPool(self.evaluator, wanted)
 
     def configured(
         self,
@@ -95,8 +106,12 @@ class Problem:
         ledger: Path | str | None = None,
         listener: Listener | None = None,
         tensorboard: bool = False,
+        pool: Pool | None = None,
     ) -> Run:
-        """One search, in the folder ``root/run``; see :func:`autoprune.search`."""
+        """One search, in the folder ``root/run``; see :func:`autoprune.search`.
+
+        Candidates are measured by ``pool``, which stays open, or in this process.
+        """
         tell = listener or (lambda event, facts: None)
         evaluator, budget = self.evaluator, self.budget
         train = None if finish is None else function(finish, "finish", {})
@@ -113,7 +128,7 @@ class Problem:
                 "options": {key: str(value) for key, value in (options or {}).items()},
                 "search_seed": seed,
                 "batch": batch,
-                "start": [list(scheme.kept) for scheme in start],
+                "start": [scheme.to_dict() for scheme in start],
                 "objectives": [str(objective) for objective in wanted],
             },
             "fingerprint": evaluator.fingerprint,
@@ -121,7 +136,7 @@ class Problem:
             "reward": stable_name(self.reward),
             "finish": stable_name(finish),
             "source": dict(self.source),
-            "ledger": None if ledger is None else str(ledger),
+            "ledger": None if ledger is None else place(ledger),
             "stop": {"trials": stop.trials, "timeout": stop.timeout, "target": stop.target},
             **surroundings(),
         }
@@ -136,8 +151,8 @@ class Problem:
             tell("uniform", {"trial": baseline})
             hints = replace(evaluator.hints(), starts=tuple(start))
             proposals = propose(budget.space, budget, seed=seed, hints=hints, batch=batch)
-            loop = Loop(proposals, budget, self.reward, records, _told(stop, tell))
-            interrupted = _drive(loop, evaluator)
+            loop = Loop(proposals, budget, self.reward, records, _told(stop, tell), discount=evaluator.evaluate is None)
+            interrupted = drive(loop, pool or InProcess(evaluator))
             best = max((t for t in (baseline, loop.best) if t is not None and not t.failed), key=_reward, default=None)
             if best is None:
                 raise UserError(
@@ -145,7 +160,7 @@ class Problem:
                 )
             ended = "interrupted; the same command continues" if interrupted else loop.reason
             judged = wanted or front.usual(budget.caps, evaluator.dense)
-            found = outcome.Outcome(evaluator, config, best, baseline, loop, ended, judged)
+            found = outcome.Outcome(evaluator, config, best, baseline, loop, ended, interrupted, judged)
             result = outcome.write(found, folder, self.example, self.test, self._seen)
             if train is not None and not interrupted:
                 tell("finish", {"function": stable_name(finish)})
@@ -207,18 +222,11 @@ def _reward(trial: Trial) -> float:
     return trial.reward
 
 
-def _drive(loop: Loop, evaluator: Evaluator) -> bool:
-    """Run the loop to its end; whether Ctrl-C ended it."""
-
-    def measured(schemes: Sequence[Scheme]) -> Iterator[tuple[Scheme, Measurement]]:
-        for scheme in schemes:
-            yield scheme, evaluator(scheme, fidelity=loop.fidelity)
-            if loop.finished:
-                return
-
+def drive(loop: Loop, pool: Pool) -> bool:
+    """Run the loop to its end; whether Ctrl-C ended it. A stop rule in the middle of a batch leaves its rest out."""
     try:
         while schemes := loop.ask():
-            loop.tell(measured(schemes))
+            loop.tell(pool.measure(takewhile(lambda _: not loop.finished, schemes), loop.fidelity))
     except KeyboardInterrupt:
         return True
     finally:

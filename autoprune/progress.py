@@ -67,7 +67,7 @@ class Watch:
             self._bar.start()
             self._bar.add_task("", total=self.trials)
         best = "none affordable yet" if loop.best is None else f"best {loop.best.reward:.4f}"
-        done = len(loop.trials)
+        done = int(loop.effort)
         self._bar.update(self._bar.task_ids[0], completed=done, description=f"{best}, {loop.feasible} affordable")
 
     def _finish(self, facts: Mapping[str, Any]) -> None:

@@ -155,20 +155,30 @@ def runs(found: Sequence[Run]) -> Table:
     return table
 
 
+def spent(summary: Mapping[str, Any]) -> str:
+    """What a search measured, in words."""
+    if not summary["looks"]:
+        return f"{summary['trials']} trials"
+    return f"{summary['effort']:g} trials ({summary['trials']} in full and {summary['looks']} quick looks)"
+
+
 def finished(run: Run) -> str:
     """One line for a run of a comparison that has ended."""
     request, summary = run.config["request"], run.summary
     options = "".join(f",{name}={value}" for name, value in request["options"].items())
     return (
         f"{request['searcher']}{options}, seed {request['search_seed']}: reward {summary['reward']:.4f} "
-        f"(uniform {summary['uniform_reward']:.4f}) in {summary['effort']:g} trials, {summary['seconds']:.0f} s; "
+        f"(uniform {summary['uniform_reward']:.4f}) in {spent(summary)}, {summary['seconds']:.0f} s; "
         f"{summary['ended']}"
     )
 
 
 def searchers(frame: pd.DataFrame) -> Table:
-    """One line per searcher of a comparison, the best first: medians over the seeds; accuracies are means."""
-    table = Table("searcher", "seeds", "trials", "seconds", "reward", "lowest", "highest", "accuracy", "test")
+    """One line per searcher of a comparison, the best first.
+
+    Runs and their trials, medians of seconds and reward, the range of the reward, the mean test accuracy.
+    """
+    table = Table("searcher", "trials", "seconds", "reward", "range", "test")
     table.columns[0].no_wrap = True
     for column in table.columns[1:]:
         column.justify = "right"
@@ -178,13 +188,11 @@ def searchers(frame: pd.DataFrame) -> Table:
         middle = runs.median(numeric_only=True)
         table.add_row(
             str(name),
-            str(len(runs)),
-            f"{middle['trials']:g}",
+            f"{len(runs)} × {middle['trials']:g}",
             f"{middle['seconds']:.0f}",
             f"{middle['reward']:.4f}",
-            f"{runs['reward'].min():.4f}",
-            f"{runs['reward'].max():.4f}",
-            *(_percent(runs[key].astype(float).mean()) for key in ("accuracy", "test_accuracy")),
+            f"{runs['reward'].max() - runs['reward'].min():.4f}",
+            _percent(runs["test_accuracy"].astype(float).mean()),
         )
     return table
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from autoprune.claim import NAME as CLAIM
 from autoprune.errors import UserError
-from autoprune.ledger import Ledger
+from autoprune.ledger import HIDDEN, Ledger
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,12 +72,15 @@ class Run:
             raise UserError(f"no run {str(folder)!r}: give a folder with a {CONFIG}, or a name under {ROOT}/ ({known})")
         return cls(path, read_json(path / CONFIG), read_json(path / SUMMARY) if (path / SUMMARY).is_file() else {})
 
-    def trials(self) -> pd.DataFrame:
+    def trials(self, storage: Path | str | None = None) -> pd.DataFrame:
         """Every measurement in the run's ledger, one row each; see :meth:`autoprune.ledger.Ledger.frame`.
 
-        A ledger that several runs share holds the measurements of all.
+        A ledger that several runs share holds the measurements of all. ``storage`` is for one that has moved, or whose
+        URL has a password, which is not written down.
         """
-        path = self.config.get("ledger") or self.folder / LEDGER
+        path = storage or self.config.get("ledger") or self.folder / LEDGER
+        if f":{HIDDEN}@" in str(path):
+            raise UserError(f"the ledger of run {self.name} is {path}: give its URL with the password")
         if "://" not in str(path) and not Path(path).is_file():
             raise UserError(f"run {self.name} has no ledger {path}: it ended before its first measurement")
         return Ledger(path, self.config["fingerprint"], self.config["groups"]).frame()
@@ -135,11 +138,9 @@ class Run:
         return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
 
     def remove(self) -> None:
-        """Delete the folder; a run that is being driven is refused."""
-        if (self.folder / CLAIM).exists():
-            raise UserError(
-                f"run {self.name} is in use (or was killed): remove {self.folder / CLAIM} if nobody drives it"
-            )
+        """Delete the folder; a run that is being driven, or a comparison with such a run, is refused."""
+        for claim in self.folder.rglob(CLAIM):
+            raise UserError(f"run {self.name} is in use (or was killed): remove {claim} if nobody drives it")
         shutil.rmtree(self.folder)
 
 

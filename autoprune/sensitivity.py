@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from autoprune.claim import claim
 from autoprune.errors import UserError
-from autoprune.ledger import Ledger
+from autoprune.ledger import Ledger, place
 from autoprune.loop import Loop, Stop
 from autoprune.multiples import Panel, multiples
+from autoprune.pool import InProcess, Pool
 from autoprune.problem import Problem
 from autoprune.references import stable_name
 from autoprune.run import LEDGER, ROOT, SUMMARY, make_folder, new_name, prepare, read_json, surroundings, write_json
@@ -222,6 +223,7 @@ def sensitivity(
     root: Path | str = ROOT,
     ledger: Path | str | None = None,
     listener: Listener | None = None,
+    pool: Pool | None = None,
 ) -> Sensitivity:
     """Measure what every group alone loses at ``points`` counts, in the folder ``root/run``.
 
@@ -232,6 +234,7 @@ def sensitivity(
     The problem's budget plays no part. ``batch`` schemes are asked for at a time, which changes no number.
 
     ``listener(event, facts)`` is told "dense", "trial" (once per measurement, known ones too) and "done".
+    ``pool`` (:meth:`Problem.pool`) measures instead of this process, and stays open.
     """
     if batch < 1:
         raise UserError(f"batch={batch}: at least one scheme must be asked for at a time")
@@ -245,7 +248,7 @@ def sensitivity(
         "groups": [group.name for group in space.groups],
         "reward": stable_name(problem.reward),
         "source": dict(problem.source),
-        "ledger": None if ledger is None else str(ledger),
+        "ledger": None if ledger is None else place(ledger),
         **surroundings(),
     }
     folder = make_folder(root, run or new_name(root, problem.name, KIND))
@@ -263,10 +266,11 @@ def sensitivity(
             tell("trial", {"trial": trial, "loop": loop})
             return loop.trials[0].failed  # then there is nothing to compare with
 
+        measuring = pool or InProcess(evaluator)
         loop = Loop(proposals(), problem.budget, problem.reward, records, Stop(callback=heard))
         try:
             while schemes := loop.ask():
-                loop.tell((scheme, evaluator(scheme, fidelity=loop.fidelity)) for scheme in schemes)
+                loop.tell(measuring.measure(schemes, loop.fidelity))
         finally:
             loop.close()
         uncut, *cuts = loop.trials

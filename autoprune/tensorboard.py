@@ -57,8 +57,8 @@ class Curves:
         self._open: SummaryWriter | None = None
 
     def __call__(self, event: str, facts: Mapping[str, Any]) -> None:
-        """Take one event of the search; all but trials pass by."""
-        if event == "trial":
+        """Take one event of the search; all but trials pass by, and quick looks, whose numbers are of another kind."""
+        if event == "trial" and facts["trial"].fidelity.full:
             step = len(facts["loop"].trials)
             for tag, value in _numbers(facts):
                 if math.isfinite(value):

@@ -223,10 +223,10 @@ def test_a_start_scheme_is_tried(search):
 
 
 def test_an_option_that_the_searcher_does_not_have_is_refused(search):
-    with pytest.raises(UserError, match="searcher swap has no option 'spread': its options are step, swaps, screen"):
+    with pytest.raises(UserError, match="searcher auto has no option 'spread': its options are moves, curves"):
         search(options={"spread": 1})
     with pytest.raises(UserError, match="searcher swap: option screen='4': expected a whole number"):
-        search(options={"screen": "4"})
+        search(searcher="swap", options={"screen": "4"})
 
 
 def test_options_of_a_searcher_that_are_out_of_range_are_refused_before_any_run_exists(search, tmp_path):
@@ -372,3 +372,34 @@ def test_the_scheme_file_prunes_the_network_to_the_same_answers(search, digits, 
         torch.testing.assert_close(again.eval()(example), run.model(example))
     assert done.summary["costs"] == run.summary["rows"]["found"]["costs"]
     assert done.scheme == run.scheme
+
+
+def test_a_run_in_a_shared_ledger_is_read_from_anywhere_and_its_password_is_not_written_down(
+    search, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    run = search(trials=2, ledger="shared.jsonl")
+    monkeypatch.chdir("/")
+    assert len(Run.open(run.folder).trials()) >= 2
+    secret = Run(run.folder, {**run.config, "ledger": "postgresql://me:***@host/db"})
+    with pytest.raises(UserError, match="give its URL with the password"):
+        secret.trials()
+
+
+def test_own_functions_of_one_name_are_told_apart_by_an_identity_and_cost_tables_by_their_values(digits):
+    network, example, splits = digits
+
+    def fingerprint(**choices):
+        made = autoprune.api.problem(
+            network, example, splits.calibration, splits.validation, budget="macs=50%", **choices
+        )
+        return made.evaluator.fingerprint
+
+    def evaluate(model):
+        return {"loss": 1.0}
+
+    assert fingerprint(evaluate=evaluate, identity={"set": 1}) != fingerprint(evaluate=evaluate, identity={"set": 2})
+    ends = {"ends": lambda scheme: float(scheme.kept[0] > 1) + 1}
+    bent = {"ends": lambda scheme: float(scheme.kept[0] > 9) + 1}  # the same at both ends
+    assert fingerprint(costs=ends) != fingerprint(costs=bent)
+    assert fingerprint(costs=ends) == fingerprint(costs=ends)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import autoprune
-from autoprune import api, cli, compare, data, demo
+from autoprune import api, cli, compare, data, demo, reward
 from autoprune.claim import claim
 from autoprune.compare import Comparison
 from autoprune.errors import UserError
@@ -127,6 +127,48 @@ def test_searchers_seeds_and_trials_can_be_added(side_by_side, measured):
     assert set(Comparison.open(found.folder).frame()["run"]) == {"random-0", "random-1", "swap-0", "swap-1"}
 
 
+def test_an_extension_that_was_killed_is_taken_up_again(side_by_side, monkeypatch):
+    side_by_side("random", seeds=(0,), trials=4)
+
+    def killed(*_):
+        raise RuntimeError("killed")  # the request of the extension is written down by now, its outcome is not
+
+    with monkeypatch.context() as patch:
+        patch.setattr("autoprune.outcome.write", killed)
+        with pytest.raises(RuntimeError):
+            side_by_side("random", seeds=(0,), trials=8)
+    assert list(side_by_side("random", seeds=(0,), trials=8).frame()["trials"]) == [8.0]
+
+
+def test_a_run_with_fewer_trials_is_left_out_of_the_table(side_by_side):
+    side_by_side("random", "swap", seeds=(0,), trials=4)
+    assert list(side_by_side("swap", seeds=(0,), trials=8).frame()["searcher"]) == ["swap"]
+    assert list(side_by_side("random", seeds=(0,), trials=8).frame()["searcher"]) == ["random", "swap"]
+
+
+def test_ctrl_c_ends_the_comparison_and_the_run_is_not_taken_for_finished(side_by_side, monkeypatch):
+    original, calls = autoprune.Evaluator.__call__, []
+
+    def pressed(self, scheme, fidelity=FULL):
+        calls.append(scheme)
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+        return original(self, scheme, fidelity=fidelity)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(autoprune.Evaluator, "__call__", pressed)
+        with pytest.raises(KeyboardInterrupt):
+            side_by_side("random", "swap", seeds=(0,))
+    assert list(side_by_side("swap", seeds=(0,)).frame()["searcher"]) == ["swap"]
+    assert list(side_by_side("random", "swap", seeds=(0,)).frame()["trials"]) == [8.0, 8.0]
+
+
+def test_a_comparison_in_progress_is_not_removed(side_by_side, tmp_path):
+    side_by_side("uniform", seeds=(0,))
+    with claim(tmp_path / "one" / "uniform-0"), pytest.raises(UserError, match="is in use"):
+        autoprune.Run.open(tmp_path / "one").remove()
+
+
 def test_another_problem_is_refused_in_the_same_folder(side_by_side, problem, tmp_path):
     side_by_side("uniform", seeds=(0,))
     other = compare.Problem(
@@ -134,6 +176,9 @@ def test_another_problem_is_refused_in_the_same_folder(side_by_side, problem, tm
     )
     with pytest.raises(UserError, match="another request .*budget"):
         compare.compare(other, ["uniform"], run="one", root=tmp_path)
+    rewarded = compare.Problem(problem.evaluator, problem.budget, reward.accuracy, problem.example)
+    with pytest.raises(UserError, match="another request .*reward"):
+        compare.compare(rewarded, ["uniform"], run="one", root=tmp_path, batch=4)
     with pytest.raises(UserError, match="another request .*kind"):
         problem.search("uniform", stop=autoprune.Stop(1), run="one", root=tmp_path)
 
@@ -175,6 +220,7 @@ def test_seconds_of_measuring_end_the_runs(side_by_side):
     [
         ([], {}, "name at least one"),
         (["swap", "swap"], {}, "each once"),
+        (["swap,step=0.5", "swap,step=.5"], {}, "each once"),
         (["swapp"], {}, "'swapp' is unknown.*close: swap"),
         (["swap,stepp=1"], {}, "has no option 'stepp'.*close: step"),
         (["swap,step=much"], {}, "step='much': expected a number"),
@@ -239,7 +285,7 @@ def test_the_command_compares_and_continues(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["autoprune", "runs"])
     with pytest.raises(SystemExit):
         cli.main()
-    assert "20.0" in capsys.readouterr().out  # trials of the four runs
+    assert "comparison" in capsys.readouterr().out
     status, printed = call("--searcher", "nothing")
     assert status == 2
     assert "'nothing' is unknown" in printed.err

@@ -91,6 +91,24 @@ def test_a_third_three_times_is_one_trial() -> None:
     assert len(asked) == 3
 
 
+def test_a_whole_trial_is_not_begun_when_less_than_one_is_left() -> None:
+    for allowed, made in ((1, 1), (2, 2)):
+        loop, asked = drive(Batch(schemes(1, 2, 3), QUARTER), schemes(5, 6), trials=allowed)
+        assert loop.effort == 0.75 + made - 1
+        assert len(asked) == 3 + made - 1
+        assert "no whole one is left" in str(loop.reason)
+
+
+def test_without_a_discount_a_look_costs_a_whole_trial() -> None:
+    ledger = Ledger(None, "p", SPACE.groups)
+
+    def propose() -> Generator[Batch, list[Trial], None]:
+        yield Batch(schemes(1, 2, 3, 4), QUARTER)
+
+    loop = Loop(propose(), BUDGET, REWARDS["neg_loss"], ledger, Stop(trials=2), discount=False)
+    assert len(loop.ask()) == 2
+
+
 def test_what_was_only_looked_at_never_wins() -> None:
     loop, _ = drive(
         schemes(20), Batch(schemes(30, 25), QUARTER), schemes(25), Batch(schemes(40), Fidelity(1.0, "none"))
@@ -182,6 +200,18 @@ def test_a_measurement_at_a_share_is_another_and_repeatable(evaluator: Evaluator
     assert look.costs == full.costs
     plain = evaluator(HALF, fidelity=Fidelity(recovery="none"))
     assert plain.kl > full.kl
+
+
+def test_a_repair_that_does_not_exist_ends_the_search_and_is_no_failed_candidate(evaluator: Evaluator) -> None:
+    with pytest.raises(UserError, match="'nonne' is unknown"):
+        evaluator(HALF, fidelity=Fidelity(recovery="nonne"))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "share", "left"), [((4, 4), 0.6, [4]), ((4, 4), 0.7, [4, 2]), ((1, 1, 1), 1 / 3, [1, 1])]
+)
+def test_a_single_sample_is_left_out_behind_others(sizes: tuple[int, ...], share: float, left: list[int]) -> None:
+    assert [len(x) for x, _ in forward.leading(batches(sizes, 0), share)] == left
 
 
 def test_the_first_samples_of_nested_batches_are_taken_and_the_rest_stays() -> None:

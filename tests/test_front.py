@@ -361,3 +361,13 @@ def test_metrics_of_ones_own_are_objectives_from_python(home: Path, tmp_path: Pa
     assert list(front.columns[:3]) == ["strength", "largest", "macs"]
     assert front["accuracy"].isna().all()
     assert run.summary["front"]["hypervolume"] >= 0
+
+
+def test_whoever_names_no_searcher_gets_one_that_searches_every_objective(tmp_path: Path, home: Path) -> None:
+    network, splits = demo.digits(home / "runs"), data.load("digits", calibration=64, validation=64)
+    given = {"budget": "macs=60%", "trials": 2, "root": tmp_path}
+    runs = [
+        autoprune.search(network, EXAMPLE, splits.calibration, splits.validation, objectives=objectives, **given)
+        for objectives in ((), ("accuracy", "macs"))
+    ]
+    assert [run.config["request"]["searcher"] for run in runs] == ["auto", "optuna"]

@@ -13,6 +13,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from autoprune import ledger as ledgers
 from autoprune.errors import UserError
 from autoprune.fidelity import Fidelity
 from autoprune.ledger import Ledger
@@ -266,3 +267,21 @@ def test_a_ledger_is_quiet_and_leaves_optunas_verbosity_alone(
     finally:
         optuna.logging.set_verbosity(before)
     assert capfd.readouterr().err == ""
+
+
+def test_of_two_writers_to_one_file_the_first_record_counts_for_both(tmp_path: Path) -> None:
+    first, second = (Ledger(tmp_path / "ledger.jsonl", "p", GROUPS) for _ in range(2))
+    assert first.append(Scheme((4, 16)), seen(1.5), -1.5)
+    assert not second.append(Scheme((4, 16)), seen(1.6), -1.6)
+    assert second.append(Scheme((5, 16)), seen(1.0), -1.0)
+    assert first.append(Scheme((6, 16)), seen(2.0), -2.0)
+    for ledger in (first, second, Ledger(tmp_path / "ledger.jsonl", "p", GROUPS)):
+        assert ledger.find(Scheme((4, 16))) == seen(1.5)
+    assert first.find(Scheme((5, 16))) == seen(1.0)  # taken in before the last append
+
+
+def test_a_ledger_is_named_by_its_absolute_path_or_a_url_without_password(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert ledgers.place("a.jsonl") == str(tmp_path / "a.jsonl") == ledgers.place(Path("a.jsonl"))
+    assert ledgers.place("postgresql://me:topsecret@host/db") == "postgresql://me:***@host/db"
+    assert ledgers.place("sqlite:///a.db") == "sqlite:///a.db"
