@@ -1,6 +1,6 @@
 """ResNet-56 on CIFAR-10 (JPEG) at half of its multiply-adds, without fine-tuning.
 
-    AUTOPRUNE_DATA=... python benchmarks/resnet56_cifar10.py [--trials 200] [--searchers swap random] [--root FOLDER]
+    AUTOPRUNE_DATA=... python benchmarks/resnet56_cifar10.py [--trials 200] [--searchers auto random] [--root FOLDER]
 
 Prints one table: the dense network, uniform widths under the proxies people use, and what each searcher finds in
 the same number of trials. Candidates are scored on 2,048 training images; the 10,000 test images are looked at
@@ -29,7 +29,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=200)
-    parser.add_argument("--searchers", nargs="*", default=["swap", "random"])
+    parser.add_argument("--searchers", nargs="*", default=["auto", "random"])
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
     parser.add_argument("--root", default=None, help="keep the runs here, and continue them")
     given = parser.parse_args()
