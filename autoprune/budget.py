@@ -61,6 +61,11 @@ class Budget:
             caps[name] = value
         return cls(space, caps, functions)
 
+    @property
+    def record(self) -> dict[str, float]:
+        """The caps as runs record them."""
+        return {cost: round(cap, 6) for cost, cap in self.caps.items()}
+
     def load(self, scheme: Scheme) -> float:
         """How full the fullest cap is: at most 1 when the scheme is affordable."""
         return max(self.costs[name](scheme) / cap for name, cap in self.caps.items())

@@ -146,11 +146,15 @@ def compare(  # noqa: PLR0913 - what a comparison says
     for name, options in chosen.values():
         problem.configured(name, options, trials=trials)
     folder = make_folder(root, run)
-    budget = {cost: round(cap, 6) for cost, cap in problem.budget.caps.items()}
     reward = stable_name(problem.reward)
-    request = {**problem.evaluator.protocol, "kind": KIND, "budget": budget, "reward": reward, "batch": batch}
-    rules = {"trials": trials, "timeout": seconds, "target": None}
-    prepare(folder, {"name": problem.name, "request": request, "stop": rules, **surroundings()})
+    request = {
+        **problem.evaluator.protocol,
+        "kind": KIND,
+        "budget": problem.budget.record,
+        "reward": reward,
+        "batch": batch,
+    }
+    prepare(folder, {"name": problem.name, "request": request, "stop": stop.rules, **surroundings()})
 
     waiting = [(text, seed) for seed in seeds for text in named]
     warned: set[str] = set()
@@ -160,7 +164,7 @@ def compare(  # noqa: PLR0913 - what a comparison says
             name, options = chosen[text]
             place = _slug(text, seed)
             try:
-                found = _finished(folder / place, rules) or problem.search(
+                found = _finished(folder / place, stop.rules) or problem.search(
                     name, options, stop=stop, seed=seed, batch=batch, run=place, root=folder,
                     ledger=folder / LEDGER if ledger is None else ledger, pool=pool,
                 )  # fmt: skip

@@ -41,6 +41,11 @@ class Stop:
     target: float | None = None
     callback: Callable[[Trial, Loop], bool] | None = None
 
+    @property
+    def rules(self) -> dict[str, float | None]:
+        """The numbers, as runs record them."""
+        return {"trials": self.trials, "timeout": self.timeout, "target": self.target}
+
     def __post_init__(self) -> None:
         if self.trials is not None and self.trials < 1:
             raise UserError(f"trials = {self.trials}: a search needs at least one")

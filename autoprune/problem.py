@@ -123,7 +123,7 @@ class Problem:
             "name": self.name,
             "request": {
                 **evaluator.protocol,
-                "budget": {cost: round(cap, 6) for cost, cap in budget.caps.items()},
+                "budget": budget.record,
                 "searcher": stable_name(searcher),
                 "options": {key: str(value) for key, value in (options or {}).items()},
                 "search_seed": seed,
@@ -137,7 +137,7 @@ class Problem:
             "finish": stable_name(finish),
             "source": dict(self.source),
             "ledger": None if ledger is None else place(ledger),
-            "stop": {"trials": stop.trials, "timeout": stop.timeout, "target": stop.target},
+            "stop": stop.rules,
             **surroundings(),
         }
         folder = make_folder(root, run or new_name(root, self.name, "-".join(budget.caps)))

@@ -28,21 +28,9 @@ def run(folder: Path, *words: str) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture
-def call(home, monkeypatch, capsys):
-    """The command line in this process: (exit status, output, errors)."""
+def call(home, monkeypatch, command_line):
     monkeypatch.chdir(home)
-
-    def go(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["autoprune", *words])
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as end:
-            status = int(end.code or 0)
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return go
+    return command_line
 
 
 def test_the_default_search_prints_the_comparison_and_what_to_do_next(home):

@@ -258,34 +258,25 @@ def test_the_history_of_a_run_adds_up(side_by_side):
         run.history()
 
 
-def test_the_command_compares_and_continues(tmp_path, monkeypatch, capsys):
+def test_the_command_compares_and_continues(tmp_path, monkeypatch, command_line):
     monkeypatch.chdir(tmp_path)
     words = ["--calibration", "64", "--validation", "64", "--run", "c", "--seed", "0", "--seed", "3", "--trials", "5"]
 
     def call(*more):
-        monkeypatch.setattr(sys, "argv", ["autoprune", "compare", *words, *more])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        return end.value.code or 0, capsys.readouterr()
+        return command_line("compare", *words, *more)
 
-    status, printed = call("--searcher", "random", "--searcher", "swap,step=0.5")
+    status, out, _ = call("--searcher", "random", "--searcher", "swap,step=0.5")
     assert status == 0
-    assert "swap,step=0.5, seed 3: reward" in printed.out
-    assert "runs/c/ has the table" in printed.out
-    status, printed = call("--searcher", "random", "--searcher", "swap,step=0.5", "--json")
-    rows = json.loads(printed.out)["runs"]
+    assert "swap,step=0.5, seed 3: reward" in out
+    assert "runs/c/ has the table" in out
+    _, out, _ = call("--searcher", "random", "--searcher", "swap,step=0.5", "--json")
+    rows = json.loads(out)["runs"]
     assert [(row["searcher"], row["seed"]) for row in rows] == [
         ("random", 0), ("random", 3), ("swap,step=0.5", 0), ("swap,step=0.5", 3)
     ]  # fmt: skip
     assert Path("runs/c/random-3", SUMMARY).is_file()
-    monkeypatch.setattr(sys, "argv", ["autoprune", "show", "c"])
-    with pytest.raises(SystemExit):
-        cli.main()
-    assert "swap,step=0.5" in capsys.readouterr().out
-    monkeypatch.setattr(sys, "argv", ["autoprune", "runs"])
-    with pytest.raises(SystemExit):
-        cli.main()
-    assert "comparison" in capsys.readouterr().out
-    status, printed = call("--searcher", "nothing")
+    assert "swap,step=0.5" in command_line("show", "c")[1]
+    assert "comparison" in command_line("runs")[1]
+    status, _, err = call("--searcher", "nothing")
     assert status == 2
-    assert "'nothing' is unknown" in printed.err
+    assert "'nothing' is unknown" in err

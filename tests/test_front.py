@@ -230,21 +230,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def call(home, monkeypatch, capsys):
-    """The command line in this process: (exit status, output, errors)."""
+def call(home, monkeypatch, command_line):
     monkeypatch.chdir(home)
-
-    def go(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["autoprune", *words])
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as end:
-            status = int(end.code or 0)
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return go
+    return command_line
 
 
 @pytest.fixture

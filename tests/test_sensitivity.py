@@ -316,20 +316,9 @@ def test_numbers_out_of_range_are_refused_before_there_is_a_folder(analyse, tmp_
 
 
 @pytest.fixture
-def call(tmp_path, monkeypatch, capsys):
+def call(tmp_path, monkeypatch, command_line):
     monkeypatch.chdir(tmp_path)
-
-    def go(*words):
-        monkeypatch.setattr(sys, "argv", ["autoprune", *words])
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as end:
-            status = int(end.code or 0)
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return go
+    return command_line
 
 
 def test_the_command_analyses_the_digits_and_its_ledger_serves_a_search(call, tmp_path):

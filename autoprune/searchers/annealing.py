@@ -13,6 +13,7 @@ from autoprune.errors import UserError
 from autoprune.hints import Hints
 from autoprune.scheme import Scheme
 from autoprune.searchers import Proposals
+from autoprune.searchers.asking import in_batches, usable
 from autoprune.searchers.ranking import starts
 from autoprune.space import SearchSpace
 from autoprune.trial import Trial
@@ -72,9 +73,7 @@ def annealing(
         )
     rng = np.random.default_rng(seed)
     begin = list(dict.fromkeys(starts(space, budget, hints)))
-    told: list[Trial] = []
-    for at in range(0, len(begin), batch):
-        told += yield begin[at : at + batch]
+    told = yield from in_batches(begin, batch)
     current, reward = max(_worths(told), key=lambda worth: worth[1], default=(begin[0], -math.inf))
     best, highest = current, reward
     losses: deque[float] = deque(maxlen=RECENT)
@@ -127,4 +126,4 @@ def _neighbours(
 
 
 def _worths(trials: Sequence[Trial]) -> list[tuple[Scheme, float]]:
-    return [(trial.scheme, trial.reward) for trial in trials if math.isfinite(trial.reward)]
+    return [(trial.scheme, trial.reward) for trial in usable(trials)]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-
 import numpy as np
 
 from autoprune.budget import Budget
@@ -13,11 +10,11 @@ from autoprune.hints import Hints
 from autoprune.scheme import Scheme
 from autoprune.searchers import Proposals
 from autoprune.searchers.allocate import allocator
+from autoprune.searchers.asking import best_of, in_batches, usable
 from autoprune.searchers.knapsack import filled
 from autoprune.searchers.ranking import starts
 from autoprune.searchers.surrogate import Features, Surrogate
 from autoprune.space import SearchSpace
-from autoprune.trial import Trial
 
 WIDEST = 0.5
 FEW = 6  # groups that a move changes, at most
@@ -61,14 +58,12 @@ def auto(
     begin += [budget.fit(rng.uniform(0.2, 1.0, len(space))) for _ in range(batch - len(begin))]
     begin = list(dict.fromkeys(begin))
     seen = set(begin)
-    told: list[Trial] = []
-    for at in range(0, len(begin), batch):
-        told += _usable((yield begin[at : at + batch]))
+    told = usable((yield from in_batches(begin, batch)))
 
     features, allocate = Features.make(space, hints), allocator(space, budget)
     narrowest = 1 / int(space.widths.max())
     step = WIDEST / 2
-    best = _best(told)
+    best = best_of(told)
     model = Surrogate(features, told) if told else None
     while True:
         parent = begin[0] if best is None else best.scheme
@@ -83,19 +78,10 @@ def auto(
             continue
         chosen = _sampled(model, candidates, batch, rng) if model else candidates[:batch]
         seen.update(chosen)
-        told += _usable((yield chosen))
-        previous, best = best, _best(told)
+        told += usable((yield chosen))
+        previous, best = best, best_of(told)
         step = max(step / 2, narrowest) if best is previous else min(2 * step, WIDEST)
         model = Surrogate(features, told) if told else None
-
-
-def _usable(trials: Sequence[Trial]) -> list[Trial]:
-    return [trial for trial in trials if math.isfinite(trial.reward)]
-
-
-def _best(trials: Sequence[Trial]) -> Trial | None:
-    """The first of the best, so that an equal newcomer is no success."""
-    return max(trials, key=lambda trial: trial.reward, default=None)
 
 
 def _moved(budget: Budget, parent: Scheme, step: float, rng: np.random.Generator) -> Scheme:

@@ -13,9 +13,9 @@ from autoprune.hints import Hints
 from autoprune.scheme import Scheme
 from autoprune.searchers import Proposals
 from autoprune.searchers.allocate import fill
+from autoprune.searchers.asking import in_batches
 from autoprune.searchers.netadapt import price
 from autoprune.space import SearchSpace
-from autoprune.trial import Trial
 
 
 def autoslim(
@@ -61,9 +61,7 @@ def autoslim(
         children = {_narrowed(space, scheme, g, step): g for g in range(len(space))}
         children.pop(scheme, None)
         asked += children
-        trials: list[Trial] = []
-        for at in range(0, len(asked), batch):
-            trials += yield asked[at : at + batch]
+        trials = yield from in_batches(asked, batch)
         known = {trial.scheme for trial in trials}
         trials = [trial for trial in trials if not trial.failed]
         reward = next((trial.reward for trial in trials if trial.scheme == scheme), reward)
@@ -86,8 +84,7 @@ def autoslim(
             asked.append(scheme)
             reward = -math.inf  # until it is measured; if that fails, the highest rewards are best
         asked = _new(asked, known)
-    for at in range(0, len(asked), batch):
-        yield asked[at : at + batch]
+    yield from in_batches(asked, batch)
 
 
 def _looser(space: SearchSpace, budget: Budget, targets: str | None) -> list[Budget]:

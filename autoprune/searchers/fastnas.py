@@ -14,6 +14,7 @@ from autoprune.hints import Hints
 from autoprune.scheme import Scheme
 from autoprune.searchers import Proposals
 from autoprune.searchers.allocate import fill
+from autoprune.searchers.asking import in_batches
 from autoprune.searchers.ranking import starts
 from autoprune.searchers.sensitivity import table
 from autoprune.space import SearchSpace
@@ -63,8 +64,7 @@ def fastnas(
         affordable = budget.allows(near)
         proposals.append(fill(budget, near, space.largest) if affordable else fill(budget, space.smallest, near))
     proposals = list(dict.fromkeys([*proposals, *believed]))
-    for at in range(0, len(proposals), batch):
-        yield proposals[at : at + batch]
+    yield from in_batches(proposals, batch)
 
 
 def _within(space: SearchSpace, losses: Sequence[NDArray[np.float64]], threshold: float) -> Scheme:

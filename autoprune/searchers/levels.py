@@ -10,10 +10,11 @@ import numpy as np
 
 from autoprune.budget import Budget
 from autoprune.errors import UserError
-from autoprune.fidelity import FULL, Batch, Fidelity
+from autoprune.fidelity import Batch, Fidelity
 from autoprune.hints import Hints
 from autoprune.scheme import Scheme
 from autoprune.searchers import Proposals
+from autoprune.searchers.asking import in_batches
 from autoprune.searchers.ranking import starts
 from autoprune.space import SearchSpace
 from autoprune.trial import Trial
@@ -64,7 +65,7 @@ def levels(
     children = begin
     while children:
         chosen = children if children is begin else (yield from _selected(children, stages, batch))
-        for trial in (yield from _measured(chosen, FULL, batch)):
+        for trial in (yield from in_batches(chosen, batch)):
             if not trial.failed and trial.reward > reward:
                 parent, reward = trial.scheme, trial.reward
         children = []
@@ -77,23 +78,17 @@ def levels(
                 break
 
 
-def _selected(children: list[Scheme], stages: int, batch: int) -> Generator[Batch, list[Trial], list[Scheme]]:
+def _selected(
+    children: list[Scheme], stages: int, batch: int
+) -> Generator[list[Scheme] | Batch, list[Trial], list[Scheme]]:
     """The children that are worth a full measurement: in every stage a quarter stays and sees four times as much."""
     for stage in range(stages - 1, 0, -1):
         if len(children) == 1:
             break
-        trials = yield from _measured(children, Fidelity(share=0.25**stage), batch)
+        trials = yield from in_batches(children, batch, Fidelity(share=0.25**stage))
         best_first = sorted(trials, key=lambda trial: trial.reward, reverse=True)
         children = [trial.scheme for trial in best_first[: math.ceil(len(children) / 4)]]
     return children
-
-
-def _measured(schemes: Sequence[Scheme], fidelity: Fidelity, batch: int) -> Generator[Batch, list[Trial], list[Trial]]:
-    """The trials of any number of schemes."""
-    trials: list[Trial] = []
-    for at in range(0, len(schemes), batch):
-        trials += yield Batch(schemes[at : at + batch], fidelity)
-    return trials
 
 
 def _grid(budget: Budget, scheme: Scheme, g: int, step: float) -> list[int]:

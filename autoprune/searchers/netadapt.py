@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from autoprune.budget import Budget
 from autoprune.errors import UserError
-from autoprune.fidelity import Batch, Fidelity
+from autoprune.fidelity import Fidelity
 from autoprune.hints import Hints
 from autoprune.scheme import Scheme
 from autoprune.searchers import Proposals
+from autoprune.searchers.asking import in_batches
 from autoprune.space import SearchSpace
 from autoprune.trial import Trial
 
@@ -67,9 +68,7 @@ def netadapt(
     while not budget.allows(scheme):
         step = min(max(planned, floor * dense_load), budget.load(scheme) - 1)
         candidates = _candidates(space, budget, scheme, step, spend=not tuned)
-        trials: list[Trial] = []
-        for at in range(0, len(candidates), batch):
-            trials += yield Batch(candidates[at : at + batch], Fidelity(after=way))
+        trials = yield from in_batches(candidates, batch, Fidelity(after=way))
         trials = [trial for trial in trials if not trial.failed]
         if not trials:
             yield [budget.fit(space.rates(scheme))]

@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 
 from autoprune.budget import Budget
 from autoprune.errors import UserError
+from autoprune.fidelity import Batch
 from autoprune.hints import Hints
 from autoprune.scheme import Scheme
 from autoprune.searchers import Proposals
 from autoprune.searchers.allocate import allocator
+from autoprune.searchers.asking import in_batches
 from autoprune.searchers.ranking import starts
 from autoprune.space import Group, SearchSpace
 from autoprune.trial import Trial
@@ -86,11 +88,10 @@ def sensitivity(
     drops = yield from table(space, batch=batch, points=points)
     best = allocator(space, budget)(drops.losses(space))
     proposals = list(dict.fromkeys([best, *believed]))
-    for at in range(0, len(proposals), batch):
-        yield proposals[at : at + batch]
+    yield from in_batches(proposals, batch)
 
 
-def table(space: SearchSpace, *, batch: int, points: int) -> Generator[list[Scheme], list[Trial], Table]:
+def table(space: SearchSpace, *, batch: int, points: int) -> Generator[list[Scheme] | Batch, list[Trial], Table]:
     """Measures how far the reward drops when one group alone is cut.
 
     Searchers begin with ``drops = yield from table(space, batch=batch, points=points)``. The uncut network comes
@@ -114,11 +115,9 @@ def table(space: SearchSpace, *, batch: int, points: int) -> Generator[list[Sche
             for g, grid in enumerate(grids)
             if place < len(grid) and not any(reward >= dense for reward in rewards[g].values())
         ]
-        for at in range(0, len(entries), batch):
-            part = entries[at : at + batch]
-            trials = yield [space.largest.replace(g, count) for g, count in part]
-            for (g, count), trial in zip(part, trials, strict=True):
-                rewards[g][count] = _worth(trial)
+        trials = yield from in_batches([space.largest.replace(g, count) for g, count in entries], batch)
+        for (g, count), trial in zip(entries, trials, strict=True):
+            rewards[g][count] = _worth(trial)
     return _table(space, dense, rewards)
 
 

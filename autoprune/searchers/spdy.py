@@ -16,6 +16,7 @@ from autoprune.hints import Hints
 from autoprune.scheme import Scheme
 from autoprune.searchers import Proposals
 from autoprune.searchers.allocate import allocator
+from autoprune.searchers.asking import in_batches
 from autoprune.searchers.ranking import starts
 from autoprune.searchers.sensitivity import table
 from autoprune.space import Group, SearchSpace
@@ -88,8 +89,7 @@ def spdy(
         best = _best(best, found, trials)
     unsolved = [scheme for scheme in dict.fromkeys(begin) if scheme not in seen]
     seen.update(unsolved)
-    for at in range(0, len(unsolved), batch):
-        yield unsolved[at : at + batch]
+    yield from in_batches(unsolved, batch)
 
     width, vain = max(1, round(share * len(space))), 0
     while True:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_right
 from collections.abc import Sequence
 
@@ -14,6 +13,7 @@ from autoprune.errors import UserError
 from autoprune.hints import Hints
 from autoprune.scheme import Scheme
 from autoprune.searchers import Proposals
+from autoprune.searchers.asking import best_of, in_batches, usable
 from autoprune.searchers.ranking import starts
 from autoprune.space import SearchSpace
 from autoprune.trial import Trial
@@ -53,10 +53,8 @@ def swap(
     begin += [budget.fit(rng.uniform(0.2, 1.0, len(space))) for _ in range(batch - len(begin))]
     begin = list(dict.fromkeys(begin))
     seen = set(begin)
-    told: list[Trial] = []
-    for at in range(0, len(begin), batch):
-        told += _usable((yield begin[at : at + batch]))
-    best = _best(told)
+    told = usable((yield from in_batches(begin, batch)))
+    best = best_of(told)
 
     narrowest = 1 / int(space.widths.max())
     while True:
@@ -73,18 +71,9 @@ def swap(
             children = [children[i] for i in np.argsort(-promise, kind="stable")]
         children = children[:batch]
         seen.update(children)
-        told += _usable((yield children))
-        previous, best = best, _best(told)
+        told += usable((yield children))
+        previous, best = best, best_of(told)
         step = max(step / 2, narrowest) if best is previous else min(2 * step, WIDEST)
-
-
-def _usable(trials: Sequence[Trial]) -> list[Trial]:
-    return [trial for trial in trials if math.isfinite(trial.reward)]
-
-
-def _best(trials: Sequence[Trial]) -> Trial | None:
-    """The first of the best, so that an equal newcomer is no success."""
-    return max(trials, key=lambda trial: trial.reward, default=None)
 
 
 def _child(
