@@ -7,8 +7,9 @@ A failed candidate is a FAIL trial, a measurement at less than full fidelity a P
 
 from __future__ import annotations
 
+import logging
 import math
-import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -17,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from autoprune.errors import UserError
 from autoprune.fidelity import FULL, Fidelity
-from autoprune.journal import open_journal
 from autoprune.scheme import Scheme
+from autoprune.storage import PATIENCE, faults, is_remote, open_storage, place, reason
 from autoprune.trial import Measurement
 
 if TYPE_CHECKING:
@@ -28,9 +29,9 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
 
+PAUSE = 2.0  # seconds between two attempts to reach a server that is away
 
-HIDDEN = "***"
-"""Stands for a password."""
+log = logging.getLogger(__name__)
 
 
 class Counted(Protocol):
@@ -50,13 +51,13 @@ class Counted(Protocol):
 class Ledger:
     """Append-only record of measurements, one per (scheme, protocol, fidelity).
 
-    ``storage`` is a journal file (created or repaired when opened), any storage URL that Optuna takes, or
-    None for memory alone. ``protocol`` is the fingerprint of everything that changes a measurement; each
-    protocol is a study of its own, so several share a storage without being mixed up. ``groups`` are the
-    groups of the search space, or only their names where the legal counts are not known.
+    ``storage`` is a journal file (created or repaired when opened), the URL of a database or of Optuna's gRPC proxy
+    (:func:`autoprune.storage.open_storage`), or None for memory alone. ``protocol`` is the fingerprint of everything
+    that changes a measurement; each protocol is a study of its own, so several share a storage without being mixed
+    up. ``groups`` are the groups of the search space, or only their names where the legal counts are not known.
 
-    What another process adds is seen when the ledger is opened and before each append; where both measured the same
-    scheme meanwhile, the first record counts for both.
+    What another process adds is seen when the ledger is opened and at each append. Where both measured the same
+    scheme meanwhile, the first record counts for both, and a second is not told of.
     """
 
     def __init__(self, storage: Path | str | None, protocol: str, groups: Sequence[Counted | str]) -> None:
@@ -64,11 +65,33 @@ class Ledger:
         self._distributions: dict[str, BaseDistribution] = dict(_parameter(group) for group in groups)
         if len(self._distributions) != len(groups):
             raise UserError("two groups of a ledger have the same name")
-        with _quiet():
-            self.study = _study(_storage(storage), f"autoprune-{protocol}")
+        self._storage = storage
         self._measurements: dict[tuple[Scheme, str], Measurement] = {}
         self._seen = 0  # records of the study that are read
-        self._read()
+        opened = open_storage(storage)
+        with _quiet(), self._told("read"):
+            self.study = _study(opened, f"autoprune-{protocol}")
+            self._read()
+
+    @contextmanager
+    def _told(self, verb: str) -> Iterator[None]:
+        """What a file or a server that fails raises, as a :class:`UserError`."""
+        try:
+            yield
+        except KeyError as error:
+            raise UserError(
+                f"the study of this search, autoprune-{self.protocol}, was deleted from the ledger{self._where} while "
+                "it was in use: the same command begins a new one"
+            ) from error
+        except faults() as error:
+            raise UserError(
+                f"the ledger{self._where} cannot be {verb} ({reason(error, self._storage)}): make room or restore "
+                "access; everything recorded before is safe, and the same command continues"
+            ) from error
+
+    @property
+    def _where(self) -> str:
+        return f" {place(self._storage)}" if self._storage is not None and is_remote(self._storage) else ""
 
     def _read(self) -> None:
         """Take in what the study has and we do not. The first record counts: two writers may measure one scheme."""
@@ -90,21 +113,26 @@ class Ledger:
 
         ``reward`` None says that the measurement could not be scored: it is kept, as a trial without a value.
         """
-        from optuna.exceptions import StorageInternalError
+        trial = self._trial(scheme, measurement, reward, fidelity)
+        until = time.monotonic() + (PATIENCE if is_remote(self._storage) else 0.0)
+        with self._told("written"):
+            while True:
+                try:
+                    return self._add(trial)
+                except faults() as error:
+                    if time.monotonic() >= until:
+                        raise
+                    log.warning("ledger%s: %s; tried again", self._where, reason(error, self._storage))
+                    time.sleep(PAUSE)
 
-        try:
-            self._read()
-            if (scheme, fidelity.name) in self._measurements:
-                return False
-            self.study.add_trial(self._trial(scheme, measurement, reward, fidelity))
-        except (OSError, StorageInternalError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(
-                f"the ledger cannot be written ({reason}): make room or restore access; everything recorded before is "
-                "safe, and the same command continues"
-            ) from error
-        # As it will be read back: a replay must compute with the very same numbers.
-        self._measurements[scheme, fidelity.name] = _unpack(_pack(measurement))
+    def _add(self, trial: FrozenTrial) -> bool:
+        """Add a record unless there is one. After a fault it may be there: it was written, only nobody heard of it."""
+        self._read()
+        if _key(trial) in self._measurements:
+            return False
+        self.study.add_trial(trial)
+        # As it was written: a replay must compute with the very same numbers, and another process may have been first.
+        self._read()
         return True
 
     def _trial(self, scheme: Scheme, measurement: Measurement, reward: float | None, fidelity: Fidelity) -> FrozenTrial:
@@ -138,8 +166,13 @@ class Ledger:
         return trial
 
     def _records(self) -> Iterator[FrozenTrial]:
-        """The study's trials that are records of ours (the dashboard can add trials of its own)."""
-        yield from filter(self._is_ours, self.study.get_trials(deepcopy=False))
+        """The study's trials that are records of ours (the dashboard can add trials of its own), each key once."""
+        told = set()
+        for record in filter(self._is_ours, self.study.get_trials(deepcopy=False)):
+            key = _key(record)
+            if key not in told:
+                told.add(key)
+                yield record
 
     def _is_ours(self, trial: FrozenTrial) -> bool:
         return trial.state.is_finished() and trial.user_attrs.get("protocol") == self.protocol
@@ -184,35 +217,19 @@ def _parameter(group: Counted | str) -> tuple[str, BaseDistribution]:
     return group.name, IntDistribution(group.counts[0], group.counts[-1])
 
 
-def _storage(storage: Path | str | None) -> BaseStorage:
-    from optuna.storages import InMemoryStorage, RDBStorage
-
-    if storage is None:
-        return InMemoryStorage()
-    if isinstance(storage, Path) or "://" not in storage:
-        return open_journal(Path(storage))
-    try:
-        return RDBStorage(storage)
-    except Exception as error:
-        shown = place(storage)
-        reason = str(error).replace(storage, shown).splitlines()[0]
-        raise UserError(f"ledger {shown!r} cannot be opened: {reason}") from error
-
-
-def place(storage: Path | str) -> str:
-    """Where a ledger is, for logs and records: a file's absolute path, or a URL without its password."""
-    if isinstance(storage, Path) or "://" not in storage:
-        return str(Path(storage).resolve())
-    return re.sub(r"(://[^/@:]*:)[^/@]*@", rf"\1{HIDDEN}@", storage)
-
-
 def _study(storage: BaseStorage, name: str) -> Study:
     import optuna
+    from optuna.exceptions import DuplicatedStudyError
 
     # Not create_study(load_if_exists=True), which adds a line to the journal every time it is opened.
-    if name in optuna.get_all_study_names(storage):
+    try:
         return optuna.load_study(study_name=name, storage=storage)
-    return optuna.create_study(storage=storage, study_name=name, direction="maximize")
+    except KeyError:
+        pass
+    try:
+        return optuna.create_study(storage=storage, study_name=name, direction="maximize")
+    except DuplicatedStudyError:  # another process was faster
+        return optuna.load_study(study_name=name, storage=storage)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from autoprune.evaluate import Evaluator
 from autoprune.fidelity import Fidelity
 from autoprune.forward import Example
 from autoprune.hints import Hints
-from autoprune.ledger import Ledger, place
+from autoprune.ledger import Ledger
 from autoprune.loop import Loop, Stop
 from autoprune.objective import Objective
 from autoprune.pool import InProcess, Pool, Workers
@@ -30,6 +30,7 @@ from autoprune.reward import Reward, score
 from autoprune.run import LEDGER, ROOT, Run, make_folder, new_name, prepare, surroundings
 from autoprune.scheme import Scheme
 from autoprune.searchers import Searcher
+from autoprune.storage import place
 from autoprune.tensorboard import Listener, drawn
 from autoprune.trial import Trial
 

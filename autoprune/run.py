@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 from autoprune.claim import NAME as CLAIM
 from autoprune.errors import UserError
-from autoprune.ledger import HIDDEN, Ledger
+from autoprune.ledger import Ledger
+from autoprune.storage import HIDDEN, exists
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,9 +80,9 @@ class Run:
         URL has a password, which is not written down.
         """
         path = storage or self.config.get("ledger") or self.folder / LEDGER
-        if f":{HIDDEN}@" in str(path):
+        if "://" in str(path) and HIDDEN in str(path):
             raise UserError(f"the ledger of run {self.name} is {path}: give its URL with the password")
-        if "://" not in str(path) and not Path(path).is_file():
+        if not exists(path):
             raise UserError(f"run {self.name} has no ledger {path}: it ended before its first measurement")
         return Ledger(path, self.config["fingerprint"], self.config["groups"]).frame()
 

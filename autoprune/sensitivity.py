@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from autoprune.claim import claim
 from autoprune.errors import UserError
-from autoprune.ledger import Ledger, place
+from autoprune.ledger import Ledger
 from autoprune.loop import Loop, Stop
 from autoprune.multiples import Panel, multiples
 from autoprune.pool import InProcess, Pool
@@ -24,6 +24,7 @@ from autoprune.references import stable_name
 from autoprune.run import LEDGER, ROOT, SUMMARY, make_folder, new_name, prepare, read_json, surroundings, write_json
 from autoprune.searchers import Proposals
 from autoprune.searchers.sensitivity import Table, sampled, table
+from autoprune.storage import place
 from autoprune.tensorboard import Listener
 from autoprune.trial import Measurement, Trial
 
