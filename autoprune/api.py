@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pkgutil import resolve_name
@@ -29,8 +30,15 @@ from autoprune.criteria import Criterion
 from autoprune.errors import UserError
 from autoprune.evaluate import CRITERION, RECOVERY, Evaluate, Evaluator
 from autoprune.exporters import scheme_file
+from autoprune.finalists import LATENCY
 from autoprune.forward import Example, evaluating, first_call, logits, to
+from autoprune.latency.conditions import Conditions
+from autoprune.latency.meter import here
+from autoprune.latency.predict import liked
+from autoprune.latency.source import Source, predictor
 from autoprune.loop import Stop
+from autoprune.memory import PeakMemory
+from autoprune.operations import record
 from autoprune.outcome import Finish
 from autoprune.pool import Workers
 from autoprune.problem import Problem
@@ -46,6 +54,8 @@ from autoprune.statistics import Statistics
 from autoprune.tensorboard import Listener, check_installed
 from autoprune.tuning import LR, STEPS, Tuning
 
+ON_DEVICE = ("memory", LATENCY)
+"""Costs that are known only where a forward pass was followed, and so only if somebody speaks of them."""
 SEARCHER, WITH_OBJECTIVES = "auto", "optuna"  # whoever says nothing gets this
 TRIALS = 100
 SAMPLES = 17  # counts of a group at which a cost function of the caller is sampled
@@ -77,6 +87,11 @@ def problem(
     device: str = "cpu",
     space: SearchSpace | None = None,
     costs: Mapping[str, Cost] | None = None,
+    also: Sequence[str] = (),
+    latency: Source = None,
+    conditions: Conditions | None = None,
+    strict: bool = False,
+    tables: Path | str = ROOT,
     tune: Any = None,
     tune_steps: int = STEPS,
     tune_lr: float = LR,
@@ -89,6 +104,7 @@ def problem(
 
     ``identity`` (JSON-ready) joins what measurements are recorded under. Functions are known by their names alone:
     where two of one name measure differently, such as ``evaluate`` for two data sets, it has to say which is which.
+    ``tables`` is the folder for a latency table that has to be measured first.
     """
     tell = listener or (lambda event, facts: None)
     if evaluate is not None and test is not None:
@@ -103,7 +119,23 @@ def problem(
         reasons = "; ".join(f"{left.name}: {left.reason}" for left in space.left_out[:3])
         raise UserError(f"nothing in this network can be pruned ({reasons}); see `autoprune groups`")
     tell("traced", {"space": space})
-    functions = _costs(space, costs)
+    own = dict(costs or {})
+    wanted = [name for name in ON_DEVICE if name not in own and _speaks_of(name, budget, reward, also)]
+    meter = None if conditions is None else here(conditions, example)
+    if latency is not None and LATENCY not in own:
+        wanted.append(LATENCY)
+    if wanted:
+        operations = record(model, example, space, 1 if conditions is None else conditions.batch)
+        own |= {"memory": PeakMemory.of(operations)} if "memory" in wanted else {}
+        if LATENCY in wanted:
+            predicted, meter = predictor(
+                model, example, space, operations, source=latency, conditions=conditions, strict=strict, folder=tables,
+                tell=tell,
+            )  # fmt: skip
+            own[LATENCY] = predicted
+            if _speaks_of(LATENCY, budget):
+                space = liked(space, predicted)
+    functions = _costs(space, own)
     caps = budget if isinstance(budget, Budget) else Budget.parse(budget, space, functions)
     score = rewards.find(reward)
     facts = {
@@ -112,8 +144,8 @@ def problem(
         "calibration_data": data.fingerprint(calibration),
         "validation_data": data.fingerprint(validation),
     }
-    if costs:
-        facts["costs"] = {name: _sampled(functions[name], space) for name in costs}
+    if own:
+        facts["costs"] = {name: _sampled(functions[name], space) for name in own}
     tuning = None
     if tune is not None:
         tuning = Tuning(data.batches(tune, "tune", classes), tune_steps, tune_lr)
@@ -132,7 +164,7 @@ def problem(
         device=device,
         identity=facts,
     )
-    made = Problem(evaluator, caps, score, example, test, name or type(model).__name__, source or {})
+    made = Problem(evaluator, caps, score, example, test, name or type(model).__name__, source or {}, meter)
     tell("budget", {"budget": caps, "uniform": made.uniform})
     return made
 
@@ -179,6 +211,13 @@ def search(
     labels, apart from both) every candidate is trained on it for ``tune_steps`` steps at the learning rate ``tune_lr``
     before it is measured, see :class:`autoprune.tuning.Tuning`. ``name`` and ``source`` (how to load the network
     again) are written down.
+
+    Once the budget, the reward or ``also`` (names of costs) speaks of "memory" (peak activation bytes) or "latency"
+    (milliseconds), these are costs as well. ``latency`` is a table (:mod:`autoprune.latency`), the path of one, or
+    ``function(network) -> ms`` for a device elsewhere; without it a table is measured here, under ``conditions``,
+    before the search. With ``strict`` a table for another device or batch is refused. Under a latency cap only
+    widths are tried that the hardware rewards, and the answer meets the cap as measured, see
+    :mod:`autoprune.finalists`.
 
     ``trials``, ``timeout`` (seconds of measuring) and ``target`` (a reward) stop the search. ``start`` are
     schemes to begin from. ``objectives`` (``("accuracy", "macs")``, see :func:`autoprune.front.objectives`) are what
@@ -253,6 +292,18 @@ def apply(
     facts = {"model": {"digest": models.digest(model)}, "costs": {"kept": absolute}}
     save_pruned(candidate, folder, scheme_file.export(exact, space, facts=facts))
     return Run(folder, {}, {"costs": absolute, "fractions": fractions}, exact, space, candidate.eval())
+
+
+def _speaks_of(cost: str, budget: Any, *others: Any) -> bool:
+    """Whether a budget in words, a reward by name or a list of costs needs this one."""
+    if isinstance(budget, Budget):  # it has its costs
+        budget = ()
+    texts = [text for given in (budget, *others) for text in ([given] if isinstance(given, str) else _texts(given))]
+    return any(re.search(rf"(^|[\s,:=-]){cost}($|[\s,:=_])", text) for text in texts)
+
+
+def _texts(given: Any) -> list[str]:
+    return [text for text in given if isinstance(text, str)] if isinstance(given, list | tuple) else []
 
 
 def _costs(space: SearchSpace, own: Mapping[str, Cost] | None) -> dict[str, Cost]:

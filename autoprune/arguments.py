@@ -81,6 +81,37 @@ def make_tuning(splits: Splits, steps: int | None, lr: float | None, images: int
     return {"tune": batches, "tune_steps": steps} | ({} if lr is None else {"tune_lr": lr})
 
 
+def make_timing(
+    device: str,
+    table: str | None,
+    function: str | None,
+    strict: bool,
+    costs: Sequence[str] | None,
+    **conditions: int | str | None,
+) -> dict[str, Any]:
+    """What is known of the device that must be fast, as arguments of a search."""
+    from autoprune.latency.conditions import Conditions
+
+    if table is not None and function is not None:
+        raise UserError("--latency-table and --latency-function: give one of them")
+    given = {name: value for name, value in conditions.items() if value is not None}
+    wanted: dict[str, Any] = {"strict": strict, "costs": {}}
+    if given or device != "cpu":
+        wanted["conditions"] = Conditions(device, **given)  # type: ignore[arg-type]
+    if table is not None or function is not None:
+        wanted["latency"] = table if function is None else resolved("--latency-function", function)
+    for name, spec in _pairs("--cost", costs).items():
+        wanted["costs"][name] = resolved("--cost", spec)
+    return wanted
+
+
+def resolved(option: str, spec: str) -> Any:
+    """The function named by ``package.module:function``."""
+    from autoprune.references import function
+
+    return function(spec, option, {})
+
+
 def _numbers(option: str, text: str | None) -> list[float] | None:
     if text is None:
         return None

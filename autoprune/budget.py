@@ -19,8 +19,10 @@ from autoprune.space import SearchSpace
 UNITS: Mapping[str, Mapping[str, float]] = {
     "macs": {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12},
     "params": {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9},
+    "latency": {"": 1.0, "ms": 1.0, "us": 1e-3, "s": 1e3},
+    "memory": {"": 1.0, "b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30},
 }
-EXAMPLE = "macs=50%, macs=63M or params=1.2M"
+EXAMPLE = "macs=50%, macs=63M, params=1.2M, latency=8ms or memory=24MiB"
 SLACK = 1e-12
 """A load may exceed a bound by this much, the rounding of its division."""
 
@@ -29,13 +31,15 @@ SLACK = 1e-12
 class Budget:
     """Caps on what is kept, bound to the space they apply to.
 
-    ``caps`` are absolute; ``costs`` computes them. Every searcher asks this object instead of drawing
+    ``caps`` are absolute, ``relative`` names those that were given as a share of the dense network's cost; ``costs``
+    computes them. Every searcher asks this object instead of drawing
     until something fits.
     """
 
     space: SearchSpace
     caps: Mapping[str, float]
     costs: Mapping[str, Cost]
+    relative: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if not self.caps:
@@ -53,13 +57,16 @@ class Budget:
         """Read caps such as ``macs=50%`` (of the dense model) or ``macs=63M,params=1.2M``."""
         functions = costs(space) if functions is None else functions
         caps: dict[str, float] = {}
+        relative = set()
         items = [text] if isinstance(text, str) else list(text)
         for item in (part.strip() for entry in items for part in entry.split(",")):
             name, value = _cap(item, space, functions)
             if name in caps:
                 raise UserError(f"budget {item!r}: {name} is capped twice")
             caps[name] = value
-        return cls(space, caps, functions)
+            if item.endswith("%"):
+                relative.add(name)
+        return cls(space, caps, functions, frozenset(relative))
 
     @property
     def record(self) -> dict[str, float]:

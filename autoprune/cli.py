@@ -10,8 +10,46 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autoprune import arguments
+from autoprune import arguments, latency_commands
 from autoprune.errors import UserError
+from autoprune.options import (
+    Backend,
+    BatchSize,
+    Calibration,
+    CandidateTimeout,
+    Classes,
+    Cpus,
+    Criterion,
+    Data,
+    DataSeed,
+    Debug,
+    Device,
+    Dtype,
+    Exclude,
+    Gpus,
+    Include,
+    Input,
+    InputSize,
+    Json,
+    LatencyFunction,
+    LatencyTable,
+    Mean,
+    MemoryFormat,
+    Model,
+    NumWorkers,
+    OwnCosts,
+    Rates,
+    RayAddress,
+    Recovery,
+    Root,
+    RoundTo,
+    Std,
+    Strict,
+    Threads,
+    Tie,
+    Validation,
+    Weights,
+)
 from autoprune.searchers import SEARCHERS
 
 if TYPE_CHECKING:
@@ -25,44 +63,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Model = Annotated[str, typer.Option(help="autoprune:NAME, torchvision:NAME, timm:NAME or package.module:factory")]
-Weights = Annotated[str | None, typer.Option(help="state dict, .pt or .safetensors, or a torchvision weights name")]
-Classes = Annotated[
-    int | None, typer.Option("--num-classes", help="classes of the network, where the factory takes it")
-]
-Input = Annotated[str | None, typer.Option("--input", help="shape of one input, such as 3x224x224")]
-Data = Annotated[
-    str | None,
-    typer.Option(help="imagefolder:PATH, cifar10:PATH, package.module:function [digits for autoprune:digits]"),
-]
-Calibration = Annotated[int | None, typer.Option(help="training images for statistics and repair [2048]")]
-Validation = Annotated[int | None, typer.Option(help="training images that candidates are scored on [2048]")]
-DataSeed = Annotated[int, typer.Option(help="which images these are")]
-Mean = Annotated[str | None, typer.Option(help="input mean per channel, comma-separated")]
-Std = Annotated[str | None, typer.Option(help="input deviation per channel, comma-separated")]
-InputSize = Annotated[int | None, typer.Option(help="resize the shorter side and cut the middle square")]
-Include = Annotated[list[str] | None, typer.Option(help="only groups that match this glob; repeatable")]
-Exclude = Annotated[list[str] | None, typer.Option(help="never groups that match this glob; repeatable")]
-RoundTo = Annotated[list[str] | None, typer.Option(help="keep multiples: 8, or PATTERN=16; repeatable")]
-Rates = Annotated[list[str] | None, typer.Option(help="range of kept rates: PATTERN=0.25:1; repeatable")]
-Tie = Annotated[list[str] | None, typer.Option(help="cut two groups together: A,B; repeatable")]
-Criterion = Annotated[str, typer.Option(help="obs, taylor, l1, l2, bn_scale or package.module:function")]
-Recovery = Annotated[str, typer.Option(help="none, least_squares, recalibrate_bn, joined by +")]
-Root = Annotated[str, typer.Option(help="folder that holds the runs")]
-NumWorkers = Annotated[
-    int, typer.Option("--workers", help="processes that measure at the same time; the result is the same")
-]
-RayAddress = Annotated[
-    str | None, typer.Option(help="Ray that they run on: local, auto, host:port, ray://host:port [local]")
-]
-Cpus = Annotated[float, typer.Option("--cpus-per-worker", help="CPUs that Ray counts for each; fractions share one")]
-Gpus = Annotated[float, typer.Option("--gpus-per-worker", help="GPUs of each, with --device cuda; fractions share one")]
-CandidateTimeout = Annotated[
-    float | None, typer.Option(help="seconds that a candidate may take, in a process of its own even with one worker")
-]
-Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
-Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
+app.add_typer(latency_commands.app, name="latency")
 
 
 @app.command()
@@ -70,7 +71,8 @@ def search(
     model: Model = "autoprune:digits",
     data: Data = None,
     budget: Annotated[
-        list[str] | None, typer.Option(help="cap on what is kept: macs=50%, macs=63M, params=1.2M [macs=50%]")
+        list[str] | None,
+        typer.Option(help="cap on what is kept: macs=50%, macs=63M, params=1.2M, latency=8ms, memory=24MiB [macs=50%]"),
     ] = None,
     weights: Weights = None,
     num_classes: Classes = None,
@@ -104,7 +106,16 @@ def search(
     target: Annotated[float | None, typer.Option(help="stop at this reward")] = None,
     seed: Annotated[int, typer.Option(help="same seed, same result")] = 0,
     batch: Annotated[int, typer.Option(help="schemes proposed at a time")] = 8,
-    device: Annotated[str, typer.Option(help="cpu, cuda, mps")] = "cpu",
+    device: Device = "cpu",
+    latency_table: LatencyTable = None,
+    latency_function: LatencyFunction = None,
+    batch_size: BatchSize = None,
+    threads: Threads = None,
+    dtype: Dtype = None,
+    memory_format: MemoryFormat = None,
+    backend: Backend = None,
+    strict: Strict = False,
+    cost: OwnCosts = None,
     workers: NumWorkers = 1,
     ray_address: RayAddress = None,
     cpus_per_worker: Cpus = 1,
@@ -169,6 +180,10 @@ def search(
     tuning = arguments.make_tuning(splits, tune_steps, tune_lr, tune_images)
     example = splits.validation[0][0][:1]
     space = arguments.make_space(network, example, include, exclude, round_to, rates, tie)
+    timed = arguments.make_timing(
+        device, latency_table, latency_function, strict, cost, batch_size=batch_size, threads=threads, dtype=dtype,
+        memory_format=memory_format, backend=backend,
+    )  # fmt: skip
     watch = Watch(console, trials, quiet or as_json)
     try:
         result = api.search(
@@ -194,6 +209,9 @@ def search(
             objectives=objectives or (),
             finish=finish,
             **tuning,
+            **timed,
+            also=(objectives or "", *(reward_settings or ())),
+            tables=root,
             run=run,
             root=root,
             ledger=ledger,
@@ -241,7 +259,16 @@ def compare(
     trials: Annotated[int | None, typer.Option(help="trials of each run [60, or none with --seconds]")] = None,
     seconds: Annotated[float | None, typer.Option(help="seconds of measuring of each run")] = None,
     batch: Annotated[int, typer.Option(help="schemes proposed at a time")] = 8,
-    device: Annotated[str, typer.Option(help="cpu, cuda, mps")] = "cpu",
+    device: Device = "cpu",
+    latency_table: LatencyTable = None,
+    latency_function: LatencyFunction = None,
+    batch_size: BatchSize = None,
+    threads: Threads = None,
+    dtype: Dtype = None,
+    memory_format: MemoryFormat = None,
+    backend: Backend = None,
+    strict: Strict = False,
+    cost: OwnCosts = None,
     workers: NumWorkers = 1,
     ray_address: RayAddress = None,
     cpus_per_worker: Cpus = 1,
@@ -278,6 +305,10 @@ def compare(
     splits = arguments.load_splits(data, images, data_seed, mean, std, input_size)
     example = splits.validation[0][0][:1]
     space = arguments.make_space(network, example, include, exclude, round_to, rates, tie)
+    timed = arguments.make_timing(
+        device, latency_table, latency_function, strict, cost, batch_size=batch_size, threads=threads, dtype=dtype,
+        memory_format=memory_format, backend=backend,
+    )  # fmt: skip
     problem = api.problem(
         network,
         example,
@@ -291,6 +322,9 @@ def compare(
         device=device,
         space=space,
         name=model,
+        **timed,
+        also=tuple(reward_settings or ()),
+        tables=root,
         source=arguments.source(model, weights, num_classes, example, include, exclude, round_to, rates, tie),
     )
     with problem.pool(asked) as pool:
@@ -333,7 +367,7 @@ def sensitivity(
     reward_settings: Annotated[
         list[str] | None, typer.Option("--reward-set", help="an option of the reward: KEY=VALUE; repeatable")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, mps")] = "cpu",
+    device: Device = "cpu",
     workers: NumWorkers = 1,
     ray_address: RayAddress = None,
     cpus_per_worker: Cpus = 1,
@@ -575,6 +609,8 @@ def show(
         return
     console.print(report.comparison(summary["rows"]))
     console.print(report.narrowed(found.config["groups"], summary["widths"], summary["kept"]))
+    if "latency" in summary:
+        console.print(report.verdict(summary["latency"]))
     request = found.config["request"]
     if request.get("objectives"):
         console.print(report.front(summary["front"], found.front()))
@@ -632,6 +668,8 @@ def _tell_result(console: Console, result: Run, tensorboard: bool) -> None:
     )
     if summary["kept"] == summary["uniform"]:
         console.print("nothing better than uniform rates was found: give it more --trials")
+    if "latency" in summary:
+        console.print(report.verdict(summary["latency"]))
     if result.config["request"]["objectives"]:
         console.print(report.front(summary["front"], result.front()))
     console.print(f"\n{result.folder}/ has scheme.json, pruned.safetensors, widths.svg and every measurement")

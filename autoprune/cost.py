@@ -19,7 +19,12 @@ from autoprune.space import SearchSpace
 
 Cost = Callable[[Scheme], float]
 
-LABELS: Mapping[str, str] = {"macs": "MACs", "params": "parameters"}
+LABELS: Mapping[str, str] = {
+    "macs": "MACs",
+    "params": "parameters",
+    "latency": "predicted latency (ms)",
+    "memory": "peak activation bytes",
+}
 """How costs are called where people read them."""
 
 

@@ -62,6 +62,13 @@ def batch_size(example: Example) -> int:
     raise UserError(f"an example of type {type(example).__name__} holds no tensor with a batch axis")
 
 
+def repeated(example: Example, samples: int) -> Any:
+    """The example with so many samples, its own over and over; what has no batch axis stays."""
+    size = batch_size(example)
+    chosen = torch.arange(samples) % size
+    return _map(example, lambda tensor: tensor[chosen] if tensor.ndim and len(tensor) == size else tensor)
+
+
 def leading(batches: Iterable[tuple[Any, Any]], share: float) -> Iterator[tuple[Any, Any]]:
     """The first ``share`` of the samples of (input, label) batches, two at least; the last batch is cut short.
 

@@ -11,17 +11,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from autoprune import chart, data, latency
+from autoprune import chart, data
 from autoprune.cost import LABELS
 from autoprune.errors import UserError
 from autoprune.evaluate import Evaluator
 from autoprune.exporters import scheme_file
 from autoprune.fidelity import Fidelity
-from autoprune.forward import Example, evaluating, to
+from autoprune.finalists import Rounds, Settled
+from autoprune.forward import Example, batch_size
 from autoprune.front import Front
-from autoprune.loop import Loop
+from autoprune.latency.conditions import Conditions
+from autoprune.latency.meter import Meter, here
 from autoprune.objective import Objective
 from autoprune.pruned import save_pruned
 from autoprune.references import stable_name
@@ -41,16 +44,21 @@ SHOWN = ("accuracy", "loss", "kl", "costs", "fractions", "metrics")
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """How a search ended: its answer, the uniform scheme's trial, all trials, why it ended, what fronts are about."""
+    """How a search ended: its answer, the uniform scheme's trial, all trials, why it ended, what fronts are about.
+
+    ``meter`` times the networks (None: this machine, as it is); ``settled`` is what it said where latency is capped.
+    """
 
     evaluator: Evaluator
     config: Mapping[str, Any]
     best: Trial
     uniform: Trial
-    loop: Loop
+    loop: Rounds
     ended: str | None
     interrupted: bool
     objectives: tuple[Objective, ...]
+    meter: Meter | None = None
+    settled: Settled | None = None
 
 
 def write(found: Outcome, folder: Path, example: Example, test: Any, seen: Seen) -> Run:
@@ -71,7 +79,7 @@ def write(found: Outcome, folder: Path, example: Example, test: Any, seen: Seen)
         "uniform": _row(uniform.measurement),
         "found": _row(best.measurement),
     }
-    _time(rows, networks, to(example, evaluator.device))
+    _time(rows, networks, example, found)
     summary = {
         "rows": rows,
         "kept": list(best.scheme.kept),
@@ -90,6 +98,8 @@ def write(found: Outcome, folder: Path, example: Example, test: Any, seen: Seen)
         "interrupted": found.interrupted,
         "answer": _digest(scheme, best),
     }
+    if found.settled is not None:
+        summary["latency"] = found.settled.facts()
     if test is not None:
         schemes = {"dense": None, "uniform": (uniform.scheme, uniform.fidelity), "found": (best.scheme, best.fidelity)}
         _recall(folder, summary, schemes, seen)
@@ -171,10 +181,16 @@ def _row(measurement: Measurement) -> dict[str, Any]:
     return {key: record[key] for key in SHOWN}
 
 
-def _time(rows: dict[str, dict[str, Any]], networks: Mapping[str, nn.Module], example: Example) -> None:
-    with evaluating(networks["dense"]):
-        for name, seconds in latency.measure(networks, example).items():
-            rows[name]["latency"] = seconds
+def _time(rows: dict[str, dict[str, Any]], networks: Mapping[str, nn.Module], example: Example, found: Outcome) -> None:
+    """Seconds of each network: those that decided, where latency is capped."""
+    if found.settled is not None:
+        kept = {"dense": found.evaluator.space.dense, "uniform": found.uniform.scheme, "found": found.best.scheme}
+        timings = {name: found.settled.timings[scheme.kept] for name, scheme in kept.items()}
+    else:
+        usual = Conditions(str(found.evaluator.device), batch_size(example), torch.get_num_threads())
+        timings = dict((found.meter or here(usual, example)).measure(networks))
+    for name, timing in timings.items():
+        rows[name]["latency"] = timing.median / 1e3
 
 
 def _digest(scheme: Scheme, best: Trial) -> str:

@@ -19,8 +19,11 @@ from autoprune.claim import claim
 from autoprune.errors import UserError
 from autoprune.evaluate import Evaluator
 from autoprune.fidelity import Fidelity
+from autoprune.finalists import FILE, LATENCY, Finals, Rounds
 from autoprune.forward import Example
 from autoprune.hints import Hints
+from autoprune.latency.calibrate import sliced
+from autoprune.latency.meter import Meter
 from autoprune.ledger import Ledger
 from autoprune.loop import Loop, Stop
 from autoprune.objective import Objective
@@ -43,7 +46,8 @@ class Problem:
     """What several searches have in common; :meth:`search` is one of them.
 
     ``test``, if given (data, or a function that returns it), is looked at once per answer, at the end of a search.
-    ``name`` and ``source`` (how to load the network again) are written down.
+    ``name`` and ``source`` (how to load the network again) are written down. With a ``meter`` networks are timed by
+    it, and the answer under a latency cap is one that meets it as measured, see :mod:`autoprune.finalists`.
     """
 
     evaluator: Evaluator
@@ -53,6 +57,7 @@ class Problem:
     test: Any = None
     name: str = "network"
     source: Mapping[str, Any] = field(default_factory=dict)
+    meter: Meter | None = None
 
     def __post_init__(self) -> None:
         self.uniform = self.budget.fit(np.ones(len(self.budget.space)))  # refuses a budget out of reach
@@ -151,8 +156,12 @@ class Problem:
             baseline = self._baseline(records)
             tell("uniform", {"trial": baseline})
             hints = replace(evaluator.hints(), starts=tuple(start))
-            proposals = propose(budget.space, budget, seed=seed, hints=hints, batch=batch)
-            loop = Loop(proposals, budget, self.reward, records, _told(stop, tell), discount=evaluator.evaluate is None)
+
+            def begin(budget: Budget, hints: Hints, seed: int, stop: Stop) -> Loop:
+                proposals = propose(budget.space, budget, seed=seed, hints=hints, batch=batch)
+                return Loop(proposals, budget, self.reward, records, stop, discount=evaluator.evaluate is None)
+
+            loop = begin(budget, hints, seed, _told(stop, tell))
             interrupted = drive(loop, pool or InProcess(evaluator))
             best = max((t for t in (baseline, loop.best) if t is not None and not t.failed), key=_reward, default=None)
             if best is None:
@@ -160,8 +169,23 @@ class Problem:
                     f"no candidate could be measured: {baseline.measurement.error}; see the run's ledger in {folder}"
                 )
             ended = "interrupted; the same command continues" if interrupted else loop.reason
+            rounds, settled = Rounds([loop]), None
+            if self.meter is not None and LATENCY in budget.caps and not interrupted:
+
+                def search_on(tight: Budget, starts: Sequence[Scheme], number: int) -> Loop:
+                    tell("tightened", {"budget": tight, "round": number})
+                    more = begin(tight, replace(hints, starts=tuple(starts)), seed + number, _told(_less(stop), tell))
+                    drive(more, pool or InProcess(evaluator))
+                    return more
+
+                tell("finalists", {})
+                network = partial(sliced, evaluator.model, evaluator.space)
+                settled = Finals(budget, baseline, self.meter, network, search_on, folder / FILE)(rounds)
+                best, ended = settled.best, rounds.reason
             judged = wanted or front.usual(budget.caps, evaluator.dense)
-            found = outcome.Outcome(evaluator, config, best, baseline, loop, ended, interrupted, judged)
+            found = outcome.Outcome(
+                evaluator, config, best, baseline, rounds, ended, interrupted, judged, self.meter, settled
+            )
             result = outcome.write(found, folder, self.example, self.test, self._seen)
             if train is not None and not interrupted:
                 tell("finish", {"function": stable_name(finish)})
@@ -217,6 +241,12 @@ def _told(stop: Stop, tell: Listener) -> Stop:
         return bool(tell("trial", {"trial": trial, "loop": loop})) or asked
 
     return Stop(stop.trials, stop.timeout, stop.target, callback)
+
+
+def _less(stop: Stop) -> Stop:
+    """What a round under a tighter latency may cost: a quarter of the search."""
+    trials = None if stop.trials is None else max(1, stop.trials // 4)
+    return replace(stop, trials=trials, timeout=None if stop.timeout is None else stop.timeout / 4)
 
 
 def _reward(trial: Trial) -> float:

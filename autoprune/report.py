@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from autoprune.budget import Budget
+    from autoprune.latency.stopwatch import Timing
     from autoprune.run import Run
     from autoprune.scheme import Scheme
     from autoprune.space import Group, SearchSpace
@@ -129,8 +130,27 @@ def comparison(rows: Mapping[str, Mapping[str, Any]]) -> Table:
             *(f"{amount(row['costs'][name])} ({row['fractions'][name]:.1%})" for row in rows.values()),
         )
     if all("latency" in row for row in rows.values()):
-        table.add_row("latency, one sample", *(f"{1e3 * row['latency']:.2f} ms" for row in rows.values()))
+        table.add_row("latency, measured", *(f"{1e3 * row['latency']:.2f} ms" for row in rows.values()))
     return table
+
+
+def timings(found: Mapping[str, Timing], title: str) -> Table:
+    """One line a network: median, quartiles, and how many times as fast as the first."""
+    table = Table("network", "median", "quartiles", "speed-up", title=title)
+    first = next(iter(found.values())).median
+    for name, timing in found.items():
+        quartiles = f"{timing.low:.3f}-{timing.high:.3f} ms"
+        table.add_row(name, f"{timing.median:.3f} ms", quartiles, f"{first / timing.median:.2f}")
+    return table
+
+
+def verdict(facts: Mapping[str, Any]) -> str:
+    """Whether the latency that was asked for is met, in one line."""
+    met = "met" if facts["met"] else "NOT met"
+    return (
+        f"latency: asked for {facts['limit']:.3g} ms, predicted {facts['predicted']:.3g} ms, measured "
+        f"{facts['measured']:.3g} ms: {met} (error of measuring {facts['error']:.1%})"
+    )
 
 
 def _metric(name: str, value: float | None) -> str:

@@ -1,0 +1,181 @@
+"""Under a latency budget the answer is measured for real before it is believed.
+
+Inside a search latency is predicted. The best trials at its end are timed as networks; the best one that meets the
+budget as measured is the answer. When none does, the cap on the prediction is tightened by what it was off, and the
+search goes on from there. What was timed is written down, so that a run that is continued decides the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from torch import nn
+
+from autoprune.budget import Budget
+from autoprune.errors import UserError
+from autoprune.fidelity import Fidelity
+from autoprune.latency.meter import Meter
+from autoprune.latency.stopwatch import Timing
+from autoprune.loop import Loop
+from autoprune.scheme import Scheme
+from autoprune.trial import Trial
+
+LATENCY = "latency"
+FILE = "latency.jsonl"
+FINALISTS = 3
+ROUNDS = 4
+MARGIN = 0.99  # a tightened cap aims this much below what would just do
+ERROR = 0.05
+"""A network is never given more than this for the error of measuring it, however restless the machine."""
+
+
+Timings = Mapping[tuple[int, ...], Timing]
+"""By kept counts."""
+
+
+@dataclass(eq=False)
+class Rounds:
+    """One search or several in a row, as one: trials in their order, each once."""
+
+    loops: list[Loop]
+
+    @property
+    def budget(self) -> Budget:
+        """What was asked for; later rounds have tighter ones."""
+        return self.loops[0].budget
+
+    @property
+    def trials(self) -> list[Trial]:
+        """Distinct trials of all rounds."""
+        return list({(t.scheme, t.fidelity): t for loop in self.loops for t in loop.trials}.values())
+
+    @property
+    def effort(self) -> float:
+        """How many full measurements the trials amount to."""
+        return sum(self.price(trial.fidelity) for trial in self.trials)
+
+    @property
+    def feasible(self) -> int:
+        """How many full trials did not fail and are affordable."""
+        return sum(t.fidelity.full and not t.failed and self.budget.allows(t.scheme) for t in self.trials)
+
+    @property
+    def seconds(self) -> float:
+        """What the trials cost when they were measured."""
+        return sum(trial.measurement.seconds.get("total", 0.0) for trial in self.trials)
+
+    def price(self, fidelity: Fidelity) -> float:
+        """What a measurement counts as."""
+        return self.loops[0].price(fidelity)
+
+    @property
+    def best(self) -> Trial | None:
+        """The affordable trial with the highest reward, as predicted."""
+        return max((loop.best for loop in self.loops if loop.best is not None), key=lambda t: t.reward, default=None)
+
+    @property
+    def reason(self) -> str | None:
+        """Why the first round ended, and how many followed it."""
+        more = len(self.loops) - 1
+        return f"{self.loops[0].reason}{f'; {more} more under a tighter latency' if more else ''}"
+
+
+@dataclass(frozen=True, eq=False)
+class Settled:
+    """The answer, every network's timing of the round that decided, and whether the budget is met as measured.
+
+    ``limit`` is what was asked for, in milliseconds; ``error`` what was granted for the error of measuring.
+    """
+
+    best: Trial
+    timings: Timings
+    limit: float
+    error: float
+    met: bool
+    rounds: int
+
+    def facts(self) -> dict[str, float | int | bool]:
+        """What a summary tells."""
+        return {
+            "limit": self.limit,
+            "predicted": self.best.measurement.costs[LATENCY],
+            "measured": self.timings[self.best.scheme.kept].median,
+            "error": self.error,
+            "met": self.met,
+            "rounds": self.rounds,
+        }
+
+
+@dataclass(eq=False)
+class Finals:
+    """Times the best trials of a search and searches on while none of them meets the latency cap.
+
+    ``network(scheme)`` makes what is timed; ``search_on(budget, start, round)`` is a further search.
+    """
+
+    budget: Budget
+    baseline: Trial
+    meter: Meter
+    network: Callable[[Scheme], nn.Module]
+    search_on: Callable[[Budget, Sequence[Scheme], int], Loop]
+    path: Path
+    _known: dict[int, Timings] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.path.is_file():
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                try:
+                    record = json.loads(line)
+                except ValueError:  # the last line of a run that was killed
+                    continue
+                self._known[record["round"]] = {tuple(kept): Timing(**timing) for kept, timing in record["timings"]}
+
+    def __call__(self, found: Rounds) -> Settled:
+        """The answer; ``found`` gets the further rounds."""
+        space, cap = self.budget.space, self.budget.caps[LATENCY]
+        tight = self.budget
+        seen: list[Settled] = []
+        for number in range(ROUNDS):
+            ranked = self._ranked(found, tight)
+            timings = self._time([space.dense, self.baseline.scheme, *(trial.scheme for trial in ranked)], number)
+            limit = cap
+            if LATENCY in self.budget.relative:
+                limit *= timings[space.dense.kept].median / self.budget.costs[LATENCY](space.dense)
+            for trial in ranked:
+                timing = timings[trial.scheme.kept]
+                error = min(2 * timing.error, ERROR)
+                if timing.median <= limit * (1 + error):
+                    return Settled(trial, timings, limit, error, True, number)
+                seen.append(Settled(trial, timings, limit, error, False, number))
+            over = min(timings[trial.scheme.kept].median for trial in ranked) / limit
+            tight = replace(self.budget, caps={**self.budget.caps, LATENCY: tight.caps[LATENCY] / over * MARGIN})
+            try:
+                tight.check()
+            except UserError:
+                break
+            if number < ROUNDS - 1:
+                found.loops.append(self.search_on(tight, self._starts(ranked, tight), number + 1))
+        return min(seen, key=lambda settled: settled.timings[settled.best.scheme.kept].median / settled.limit)
+
+    def _ranked(self, found: Rounds, budget: Budget) -> list[Trial]:
+        """The best trials that are affordable as predicted; the uniform scheme, cut further, where there is none."""
+        trials = [t for t in (self.baseline, *found.trials) if t.fidelity.full and not t.failed]
+        fit = {t.scheme: t for t in trials if budget.allows(t.scheme)}.values()
+        return sorted(fit or trials, key=lambda t: t.reward, reverse=True)[:FINALISTS]
+
+    def _starts(self, ranked: Sequence[Trial], budget: Budget) -> list[Scheme]:
+        return [budget.fit(budget.space.rates(trial.scheme)) for trial in ranked]
+
+    def _time(self, schemes: Sequence[Scheme], number: int) -> Timings:
+        """All of them in one go, so that they compare; what was timed in a round before is not timed again."""
+        wanted = list(dict.fromkeys(scheme.kept for scheme in schemes))
+        if set(wanted) - set(self._known.get(number, {})):
+            timings = self.meter.measure({str(n): self.network(Scheme(kept)) for n, kept in enumerate(wanted)})
+            self._known[number] = {kept: timings[str(n)] for n, kept in enumerate(wanted)}
+            record = [(kept, timing.to_dict()) for kept, timing in self._known[number].items()]
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"round": number, "timings": record}) + "\n")
+        return self._known[number]

@@ -1,0 +1,1 @@
+"""Latency: measured networks, tables of measured pieces, and costs made of them."""

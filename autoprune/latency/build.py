@@ -1,0 +1,210 @@
+"""Measure a look-up table for the pieces of a network, where the times bend and nowhere else."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise, product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from autoprune.errors import UserError
+from autoprune.forward import Example
+from autoprune.latency import stairs, stopwatch
+from autoprune.latency.calibrate import calibrated
+from autoprune.latency.conditions import Conditions, machine
+from autoprune.latency.table import Entry, Lengths, Table
+from autoprune.latency.units import Replay, Unit, spans, units
+from autoprune.operations import Operations, record
+from autoprune.space import SearchSpace
+
+REPEATS = 9
+NEIGHBOURS = 33
+"""Neighbouring lengths that are looked at for stairs: two steps of 16, and what begins the third."""
+BENT = 0.03
+"""A time this far (relative) from the straight line between its neighbours calls for a finer grid …"""
+MATTERS = 0.002
+"""… if it is also this share of the whole network's time."""
+
+Tell = Callable[[str, Mapping[str, Any]], None]
+
+
+@dataclass(eq=False)
+class _Bench:
+    """Measures points of signatures, and remembers them in a file as they arrive."""
+
+    operations: Operations
+    whole: NDArray[np.float64]  # its sizes with nothing cut
+    conditions: Conditions
+    journal: Path
+    tell: Tell
+
+    def __post_init__(self) -> None:
+        self.known: dict[tuple[str, Lengths], float] = {}
+        if self.journal.is_file():
+            for line in self.journal.read_text(encoding="utf-8").splitlines():
+                try:
+                    signature, lengths, ms = json.loads(line)
+                except ValueError:  # the last line of a build that was killed
+                    continue
+                self.known[signature, tuple(lengths)] = float(ms)
+
+    def __call__(self, unit: Unit, points: Iterable[Lengths], repeats: int = REPEATS) -> dict[Lengths, float]:
+        """Milliseconds at each point; those not known yet are measured in turns."""
+        wanted = list(dict.fromkeys(points))
+        new = [lengths for lengths in wanted if (unit.signature, lengths) not in self.known]
+        if new:
+            runs = {str(lengths): self._run(unit, lengths) for lengths in new}
+            timings = stopwatch.measure(runs, self.conditions.clock, repeats, warm_up=2)
+            with self.journal.open("a", encoding="utf-8") as file:
+                for lengths in new:
+                    self.known[unit.signature, lengths] = ms = timings[str(lengths)].median
+                    file.write(json.dumps([unit.signature, lengths, ms]) + "\n")
+            self.tell("points", {"unit": unit, "points": len(new)})
+        return {lengths: self.known[unit.signature, lengths] for lengths in wanted}
+
+    def _run(self, unit: Unit, lengths: Lengths) -> stopwatch.Run:
+        sizes = unit.sizes(self.operations, lengths, self.whole)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            replay = Replay(unit, sizes)
+        return self.conditions.run(replay, tuple(self.conditions.place(tensor) for tensor in replay.example))
+
+
+def build(
+    model: nn.Module,
+    example: Example,
+    space: SearchSpace,
+    conditions: Conditions,
+    path: Path | str,
+    *,
+    known: Table | None = None,
+    tell: Tell = lambda event, facts: None,
+) -> Table:
+    """A table for every scheme of ``space``, calibrated on whole networks and saved at ``path``.
+
+    ``known`` is extended where it lacks something. Points are kept as they are measured: a build that was stopped goes
+    on where it was. ``tell(event, facts)`` hears "estimate" (``seconds``, ``points``, ``signatures``) before the work
+    begins, then "points" and "calibrated".
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    operations = record(model, example, space, conditions.batch)
+    found = units(operations)
+    here = machine(conditions.device)
+    table = known or Table(conditions, here, {})
+    reason = table.differs(conditions, here)
+    if reason:
+        raise UserError(f"{reason}: its points do not go with new ones; build another table")
+    first = {unit.signature: unit for unit in found}
+    wanted = {
+        signature: first[signature] for signature in table.missing(first) + _short(table, found, operations, space)
+    }
+    bench = _Bench(operations, operations.sizes(space.dense.kept), conditions, path.with_suffix(".points.jsonl"), tell)
+    with conditions.held(), torch.inference_mode():
+        ranges = spans(found, operations, space)
+        largest = {s: tuple(high for _, high, _ in ranges[s]) for s in wanted}
+        dense = {s: bench(unit, [largest[s]])[largest[s]] for s, unit in wanted.items()}
+        counts = Counter(unit.signature for unit in found)
+        whole = sum(dense[s] * counts[s] for s in wanted) or 1.0
+        tell("estimate", _estimate(wanted, ranges, dense, counts, whole))
+        entries = {s: _entry(bench, unit, ranges[s], whole / counts[s]) for s, unit in wanted.items()}
+    table = Table(conditions, here, {**table.entries, **entries}, table.calibrations)
+    table.save(path)
+    table = calibrated(table, model, example, space, operations, tell=tell)
+    table.save(path)
+    bench.journal.unlink(missing_ok=True)
+    return table
+
+
+def _short(table: Table, found: Sequence[Unit], operations: Operations, space: SearchSpace) -> list[str]:
+    """Signatures whose entries end before this network's lengths do."""
+    high = operations.sizes(space.dense.kept)
+    return list(
+        dict.fromkeys(
+            unit.signature
+            for unit in found
+            if (entry := table.entries.get(unit.signature)) is not None
+            and any(length > axis[-1] for axis, length in zip(entry.axes, unit.lengths(high), strict=True))
+        )
+    )
+
+
+def _entry(bench: _Bench, unit: Unit, ranges: Sequence[tuple[int, int, int]], whole: float) -> Entry:
+    """The grid of one signature. ``whole`` is the network's time per occurrence of it."""
+    top = tuple(high for _, high, _ in ranges)
+    steps: list[int] = []
+    axes: list[list[int]] = []
+    for letter, (low, high, spacing) in enumerate(ranges):
+
+        def times(lengths: Sequence[int], others: Lengths, letter: int = letter) -> list[float]:
+            points = [(*others[:letter], length, *others[letter + 1 :]) for length in lengths]
+            found = bench(unit, points)
+            return [found[point] for point in points]
+
+        matters = bench.known[unit.signature, top] > MATTERS * whole
+        step = spacing
+        if matters and not unit.entries and (high - low) // spacing >= 8:
+            neighbours = list(range(high, max(low, high - NEIGHBOURS * spacing) - 1, -spacing))[::-1]
+            step = stairs.find(neighbours, times(neighbours, top))
+        lines = _lines(low, high, step, lambda lengths: times(lengths, top), MATTERS * whole)
+        if len(ranges) > 1 and matters:  # the other letter may bend this one elsewhere when it is small
+            middle = tuple((a + b) // 2 for a, b, _ in ranges)
+            lines = sorted({*lines, *_lines(low, high, step, lambda lengths: times(lengths, middle), MATTERS * whole)})  # noqa: B023
+        steps.append(step)
+        axes.append(lines)
+    return Entry(unit.signature, bench(unit, product(*axes)), tuple(steps))
+
+
+def _lines(low: int, high: int, step: int, times: Callable[[Sequence[int]], list[float]], matters: float) -> list[int]:
+    """Grid lines between which the time is straight, at ends of stairs."""
+
+    def up(length: int) -> int:
+        return min(-(-length // step) * step, high)
+
+    lines = sorted({up(low), up((low + high) // 2), high})
+    known = dict(zip(lines, times(lines), strict=True))
+    todo = list(pairwise(lines))
+    while todo:
+        between = {pair: up((pair[0] + pair[1]) // 2) for pair in todo}
+        new = {pair: middle for pair, middle in between.items() if pair[0] < middle < pair[1]}
+        found = dict(zip(new.values(), times(list(new.values())), strict=True))
+        todo = []
+        for (a, b), middle in new.items():
+            share = (middle - a) / (b - a)
+            straight = known[a] * (1 - share) + known[b] * share
+            bend = abs(found[middle] - straight)
+            known[middle] = found[middle]
+            if bend > max(BENT * found[middle], matters):
+                todo += [(a, middle), (middle, b)]
+    return sorted(known)
+
+
+def _estimate(
+    wanted: Mapping[str, Unit],
+    ranges: Mapping[str, Sequence[tuple[int, int, int]]],
+    dense: Mapping[str, float],
+    counts: Mapping[str, int],
+    whole: float,
+) -> dict[str, Any]:
+    """About how many points and seconds the table takes: five lines an axis, and a look for stairs."""
+    points, seconds = 0, 0.0
+    for signature in wanted:
+        own = 1
+        looks = 0
+        for low, high, spacing in ranges[signature]:
+            own *= min(5, (high - low) // spacing + 1)
+            if dense[signature] * counts[signature] > MATTERS * whole:
+                looks += min(NEIGHBOURS, (high - low) // spacing)
+        points += own + looks
+        ms = max(dense[signature], 1e3 * stopwatch.SHORTEST)
+        seconds += 1e-3 * ms * (REPEATS + 2) * (own / 3 + looks)
+    return {"points": points, "seconds": math.ceil(seconds), "signatures": len(wanted)}

@@ -1,0 +1,37 @@
+"""How well a table predicts networks that it was not corrected by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from autoprune.errors import UserError
+from autoprune.forward import Example
+from autoprune.latency.calibrate import agreement, measured, random_schemes
+from autoprune.latency.predict import TableLatency
+from autoprune.latency.source import weights_of
+from autoprune.latency.table import Table
+from autoprune.latency.units import units
+from autoprune.operations import record
+from autoprune.space import SearchSpace
+
+
+def check(
+    table: Table, model: nn.Module, example: Example, space: SearchSpace, networks: int, seed: int
+) -> dict[str, Any]:
+    """Predicted and measured milliseconds of random schemes (``checked``), their mean error and rank correlation."""
+    if networks < 3:
+        raise UserError(f"{networks} networks: a rank correlation needs at least 3")
+    if space.fingerprint not in table.calibrations:
+        raise UserError(
+            "the table was not calibrated for this network and space: `autoprune latency build` with the same options "
+            "extends it"
+        )
+    operations = record(model, example, space, table.conditions.batch)
+    predicted = TableLatency(operations, units(operations), table, weights_of(table, space.fingerprint))
+    schemes = random_schemes(space, networks, seed)
+    ms = np.array([timing.median for timing in measured(model, example, space, schemes, table)])
+    guesses = np.array([predicted(scheme) for scheme in schemes])
+    return {"checked": np.stack([guesses, ms], 1).tolist(), **agreement(guesses, ms)}

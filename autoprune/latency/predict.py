@@ -1,0 +1,106 @@
+"""The latency of a scheme from a table: the sum over the network's pieces, corrected by whole networks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoprune.errors import UserError
+from autoprune.latency.table import Lengths, Table
+from autoprune.latency.units import Unit
+from autoprune.operations import Operations, Volumes
+from autoprune.scheme import Scheme
+from autoprune.space import SearchSpace
+
+LAYERS = ("conv", "linear", "addmm", "matmul", "bmm")
+FEATURES = ("layers", "others", "megabytes", "calls")
+"""What a prediction is made of: milliseconds of layers and of all other pieces, weights, and a constant."""
+UNCORRECTED: Mapping[str, float] = {"layers": 1.0, "others": 1.0, "megabytes": 0.0, "calls": 0.0}
+
+
+class TableLatency:
+    """Milliseconds of a scheme: the cost behind ``latency=8ms``. Never less when more is kept.
+
+    ``weights`` (see :data:`FEATURES`) come from a calibration; none is negative.
+    """
+
+    def __init__(
+        self, operations: Operations, found: Sequence[Unit], table: Table, weights: Mapping[str, float] = UNCORRECTED
+    ) -> None:
+        absent = table.missing(unit.signature for unit in found)
+        if absent:
+            raise UserError(
+                f"the latency table lacks {len(absent)} signatures of this network, the first is {absent[0]}; "
+                "`autoprune latency build` measures them"
+            )
+        self.table, self.weights = table, dict(weights)
+        self._operations, self._units = operations, list(found)
+        self._known: dict[tuple[str, Lengths], float] = {}
+        self._fixed = np.zeros(2)  # layers, others
+        self._pieces: list[tuple[str, int, int]] = []  # signature, kind, letters
+        places: list[int] = []
+        for unit in found:
+            kind = int(not unit.operations[0].name.startswith(LAYERS))
+            if not unit.letters:
+                self._fixed[kind] += self._time(unit.signature, ())
+            elif not unit.entries:
+                self._pieces.append((unit.signature, kind, len(unit.letters)))
+                places += unit.letters
+        self._rest, self._slope = operations.rest[places], operations.slope[places]
+        self._bulky = [unit for unit in found if unit.entries]
+        weighty = {o.storage: list(o.place) for call in operations.calls for o in call.read if o.parameter}
+        self._parameters = Volumes(operations, list(weighty.values()))
+
+    def __call__(self, scheme: Scheme) -> float:
+        """The cost of a scheme."""
+        return float(self.features(np.asarray(scheme.kept, dtype=np.float64)) @ self._vector)
+
+    def at(self, kept: NDArray[Any]) -> float:
+        """The cost at counts that need not be whole: that of the next whole ones."""
+        return float(self.features(np.ceil(np.asarray(kept, dtype=np.float64) - 1e-9)) @ self._vector)
+
+    @property
+    def _vector(self) -> NDArray[np.float64]:
+        return np.array([self.weights[name] for name in FEATURES])
+
+    def corrected(self, weights: Mapping[str, float]) -> TableLatency:
+        """The same with other weights."""
+        return TableLatency(self._operations, self._units, self.table, weights)
+
+    def features(self, kept: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What :data:`FEATURES` are at these counts."""
+        times = self._fixed.copy()
+        lengths = iter(np.rint(self._rest + self._slope @ kept).astype(np.int64).tolist())
+        for signature, kind, letters in self._pieces:
+            times[kind] += self._time(signature, (next(lengths),) if letters == 1 else (next(lengths), next(lengths)))
+        if self._bulky:
+            sizes = self._operations.sizes(kept)
+            times[1] += sum(self._time(unit.signature, unit.lengths(sizes)) for unit in self._bulky)
+        return np.array([*times, 4e-6 * float(self._parameters(kept).sum()), 1.0])
+
+    def _time(self, signature: str, lengths: Lengths) -> float:
+        known = self._known.get((signature, lengths))
+        if known is None:
+            known = self._known[signature, lengths] = self.table.entries[signature](lengths)
+        return known
+
+
+def liked(space: SearchSpace, latency: TableLatency) -> SearchSpace:
+    """The space without the widths that the hardware does not reward.
+
+    A count goes where the next legal one is as fast, the other groups being whole: at equal latency the wider layer
+    wins. The smallest latency of every group stays within reach.
+    """
+    groups = []
+    for g, group in enumerate(space.groups):
+        times = [latency(space.dense.replace(g, count)) for count in group.counts]
+        flat = [1e-9 + times[-1] * 1e-6 >= after - before for before, after in pairwise(times)]
+        groups.append(
+            replace(group, counts=tuple(c for c, same in zip(group.counts, [*flat, False], strict=True) if not same))
+        )
+    return replace(space, groups=tuple(groups))

@@ -1,0 +1,107 @@
+"""From what a user has (a table, a function for a remote device, nothing) to a latency cost and a meter."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from autoprune.errors import UserError
+from autoprune.forward import Example
+from autoprune.latency import meter
+from autoprune.latency.build import build
+from autoprune.latency.calibrate import NETWORKS, calibrated, fit, random_schemes, sliced
+from autoprune.latency.conditions import Conditions, machine
+from autoprune.latency.meter import Meter, Remote
+from autoprune.latency.predict import TableLatency
+from autoprune.latency.table import Table
+from autoprune.latency.units import units
+from autoprune.operations import Operations
+from autoprune.references import stable_name
+from autoprune.space import SearchSpace
+
+Tell = Callable[[str, Mapping[str, Any]], None]
+Source = str | Path | Table | Remote | None
+
+
+def predictor(
+    model: nn.Module,
+    example: Example,
+    space: SearchSpace,
+    operations: Operations,
+    *,
+    source: Source = None,
+    conditions: Conditions | None = None,
+    strict: bool = False,
+    folder: Path | str = "runs",
+    tell: Tell = lambda event, facts: None,
+) -> tuple[TableLatency, Meter]:
+    """The predicted latency of every scheme of ``space``, in milliseconds, and how networks are timed for real.
+
+    ``source`` is a table, the path of one, or ``function(network) -> ms`` for a device elsewhere. Without a table one
+    is built in ``folder`` under ``conditions``, or found there; for a function it is corrected by what the function
+    says of a few networks. A table made under other conditions or on another machine gives a warning, or with
+    ``strict`` an error.
+    """
+    remote = source if callable(source) else None
+    path: Path | None = None
+    if isinstance(source, Table):
+        table = source
+    elif isinstance(source, str | Path):
+        table = Table.load(source)
+        path = Path(source)
+    else:
+        conditions = conditions or Conditions()
+        path = Path(folder) / default_name(conditions)
+        known = Table.load(path) if path.is_file() else None
+        table = build(model, example, space, conditions, path, known=known, tell=tell)
+    _check(table, conditions, strict)
+    found = units(operations)
+    raw = TableLatency(operations, found, table)
+    key = space.fingerprint if remote is None else f"{space.fingerprint}:{stable_name(remote)}"
+    timer = meter.here(table.conditions, example) if remote is None else meter.elsewhere(remote)
+    if key not in table.calibrations:
+        if remote is None:
+            table = calibrated(table, model, example, space, operations, tell=tell)
+        else:
+            table = _taught(table, key, raw, timer, model, space)
+        if path is not None:
+            table.save(path)
+    return raw.corrected(weights_of(table, key)), timer
+
+
+def weights_of(table: Table, key: str) -> Mapping[str, float]:
+    """The correction that a table holds for a space."""
+    return {str(name): float(value) for name, value in table.calibrations[key]["weights"].items()}
+
+
+def default_name(conditions: Conditions) -> str:
+    """The file of a machine's table under these conditions."""
+    told = json.dumps([conditions.to_dict(), machine(conditions.device)], sort_keys=True)
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{conditions.device} {conditions.backend}".lower())
+    return f"latency-{slug}-{hashlib.sha256(told.encode()).hexdigest()[:8]}.json"
+
+
+def _check(table: Table, conditions: Conditions | None, strict: bool) -> None:
+    reason = table.differs(conditions or table.conditions, machine((conditions or table.conditions).device))
+    if reason and strict:
+        raise UserError(f"{reason}: build one here, or leave --strict out")
+    if reason:
+        warnings.warn(f"{reason}: its predictions may be off", stacklevel=2)
+
+
+def _taught(table: Table, key: str, raw: TableLatency, timer: Meter, model: nn.Module, space: SearchSpace) -> Table:
+    """The table with a correction fitted to what the remote device says of a few networks."""
+    schemes = [space.dense, space.smallest, *random_schemes(space, NETWORKS - 2, 0)]
+    timings = timer.measure({str(n): sliced(model, space, scheme) for n, scheme in enumerate(schemes)})
+    ms = np.array([timings[str(n)].median for n in range(len(schemes))])
+    features = np.array([raw.features(np.array(scheme.kept, dtype=np.float64)) for scheme in schemes])
+    record = {"weights": fit(features, ms), "dense": timings["0"].to_dict()}
+    return Table(table.conditions, table.machine, table.entries, {**table.calibrations, key: record})

@@ -1,0 +1,293 @@
+"""``autoprune latency``: time networks, measure tables for a device, read those of others, see how well they predict."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from autoprune import arguments
+from autoprune.errors import UserError
+from autoprune.options import (
+    Backend,
+    BatchSize,
+    Classes,
+    Debug,
+    Device,
+    Dtype,
+    Exclude,
+    Include,
+    Input,
+    Json,
+    MemoryFormat,
+    Model,
+    Rates,
+    RoundTo,
+    Threads,
+    Tie,
+    Weights,
+)
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from autoprune.latency.conditions import Conditions
+    from autoprune.space import SearchSpace
+
+app = typer.Typer(help="Time networks on a device, and predict how long others take there.", no_args_is_help=True)
+
+
+@app.command()
+def measure(
+    schemes: Annotated[list[Path] | None, typer.Argument(help="scheme files to time beside the dense network")] = None,
+    model: Model = "autoprune:digits",
+    weights: Weights = None,
+    num_classes: Classes = None,
+    input: Input = None,  # noqa: A002 - the option's name
+    device: Device = "cpu",
+    batch_size: BatchSize = None,
+    threads: Threads = None,
+    dtype: Dtype = None,
+    memory_format: MemoryFormat = None,
+    backend: Backend = None,
+    repeats: Annotated[int, typer.Option(help="measurements of each network, taken in turns")] = 21,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Time the network, and what schemes make of it: median and quartiles.
+
+    Example: autoprune latency measure --model torchvision:resnet18 --batch-size 8 --memory-format channels_last
+    """
+    from rich.console import Console
+
+    from autoprune import report
+    from autoprune.latency.calibrate import sliced
+    from autoprune.latency.stopwatch import too_noisy
+
+    if repeats < 3:
+        raise UserError(f"--repeats {repeats}: quartiles need at least 3")
+    network, example, space = _space(model, weights, num_classes, input)
+    conditions = _conditions(device, batch_size, threads, dtype, memory_format, backend)
+    networks: dict[str, nn.Module] = {"dense": network}
+    for path in schemes or []:
+        networks[str(path)] = sliced(network, space, arguments.read_scheme(str(path), space))
+    timings = conditions.measure(networks, example, repeats)
+    noise = too_noisy(timings)
+    if as_json:
+        rows = {name: timing.to_dict() for name, timing in timings.items()}
+        print(json.dumps({"conditions": conditions.to_dict(), "timings": rows, "noise": noise}))
+        return
+    console = Console()
+    console.print(report.timings(timings, f"{model}, {conditions}"))
+    if noise:
+        console.print(noise)
+
+
+@app.command()
+def build(
+    out: Annotated[Path, typer.Option(help="table to write; one that exists is extended")],
+    model: Model = "autoprune:digits",
+    weights: Weights = None,
+    num_classes: Classes = None,
+    input: Input = None,  # noqa: A002 - the option's name
+    device: Device = "cpu",
+    batch_size: BatchSize = None,
+    threads: Threads = None,
+    dtype: Dtype = None,
+    memory_format: MemoryFormat = None,
+    backend: Backend = None,
+    include: Include = None,
+    exclude: Exclude = None,
+    round_to: RoundTo = None,
+    rates: Rates = None,
+    tie: Tie = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Measure a table of this device for a network. A build that was stopped goes on where it was.
+
+    Example: autoprune latency build --model torchvision:resnet18 --out laptop.json --threads 2
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from autoprune.latency.build import build as measured
+    from autoprune.latency.table import Table
+
+    console = Console(stderr=as_json)
+    network, example, space = _space(model, weights, num_classes, input, include, exclude, round_to, rates, tie)
+    known = Table.load(out) if out.is_file() else None
+    given = (batch_size, threads, dtype, memory_format, backend) != (None,) * 5 or device != "cpu"
+    conditions = _conditions(device, batch_size, threads, dtype, memory_format, backend)
+    if known is not None and not given:
+        conditions = known.conditions
+    with Progress(console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("measuring", total=None)
+
+        def tell(event: str, facts: Any) -> None:
+            if event == "estimate":
+                bar.update(task, total=facts["points"])
+                bar.console.print(
+                    f"{facts['points']} points of {facts['signatures']} signatures, about {facts['seconds']} s"
+                )
+            elif event == "points":
+                bar.advance(task, facts["points"])
+
+        table = measured(network, example, space, conditions, out, known=known, tell=tell)
+    facts = table.calibrations[space.fingerprint]
+    if as_json:
+        print(json.dumps({"table": str(out), "entries": len(table.entries), **facts}))
+        return
+    console.print(f"{out} has {len(table.entries)} signatures for {conditions} on {table.machine['name']}")
+    console.print(_agreement(facts))
+
+
+@app.command()
+def check(
+    table: Annotated[Path, typer.Argument(help="table of `autoprune latency build`")],
+    model: Model = "autoprune:digits",
+    weights: Weights = None,
+    num_classes: Classes = None,
+    input: Input = None,  # noqa: A002 - the option's name
+    networks: Annotated[int, typer.Option(help="random schemes to time")] = 12,
+    seed: Annotated[int, typer.Option(help="which schemes these are")] = 2,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Time networks of random schemes and hold them against what the table predicts.
+
+    Example: autoprune latency check laptop.json --model torchvision:resnet18
+    """
+    from rich.console import Console
+
+    from autoprune.latency.check import check as checked
+    from autoprune.latency.table import Table
+
+    network, example, space = _space(model, weights, num_classes, input)
+    facts = checked(Table.load(table), network, example, space, networks, seed)
+    if as_json:
+        print(json.dumps(facts))
+        return
+    console = Console()
+    for predicted, seen in facts["checked"]:
+        console.print(f"predicted {predicted:.3f} ms, measured {seen:.3f} ms")
+    console.print(_agreement(facts))
+
+
+@app.command("import")
+def import_(
+    sources: Annotated[list[Path], typer.Argument(help="tables to read: .csv (signature, A, B, ms) or .json")],
+    out: Annotated[Path, typer.Option(help="table to write; one that exists is extended")],
+    model: Annotated[str | None, typer.Option(help="say which signatures of this network are still missing")] = None,
+    weights: Weights = None,
+    num_classes: Classes = None,
+    input: Input = None,  # noqa: A002 - the option's name
+    device: Device = "cpu",
+    batch_size: BatchSize = None,
+    threads: Threads = None,
+    dtype: Dtype = None,
+    memory_format: MemoryFormat = None,
+    backend: Backend = None,
+    machine: Annotated[str, typer.Option(help="the device that a .csv was measured on")] = "elsewhere",
+    debug: Debug = False,
+) -> None:
+    """Merge tables that were measured elsewhere; where two have the same signature, the later one decides.
+
+    Example: autoprune latency import phone.csv --out phone.json --machine "my phone" --model torchvision:resnet18
+    """
+    from autoprune.latency.table import Table, read_csv
+
+    conditions = _conditions(device, batch_size, threads, dtype, memory_format, backend)
+    table = Table.load(out) if out.is_file() else None
+    for path in sources:
+        if path.suffix == ".csv":
+            entries = {entry.signature: entry for entry in read_csv(path)}
+            read = Table(conditions if table is None else table.conditions, {"name": machine}, entries)
+        else:
+            read = Table.load(path)
+        table = read if table is None else table.merged(read)
+    assert table is not None
+    table.save(out)
+    print(f"{out} has {len(table.entries)} signatures for {table.conditions}")
+    if model is not None:
+        for signature in table.missing(_signatures(model, weights, num_classes, input, table.conditions.batch)):
+            print(f"missing: {signature}")
+
+
+@app.command()
+def signatures(
+    model: Model = "autoprune:digits",
+    weights: Weights = None,
+    num_classes: Classes = None,
+    input: Input = None,  # noqa: A002 - the option's name
+    batch_size: BatchSize = None,
+    out: Annotated[
+        Path | None, typer.Option(help="write a .csv to fill in: a grid of lengths for every signature")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """List the pieces that a table needs, to measure them elsewhere.
+
+    Example: autoprune latency signatures --model torchvision:resnet18 --out phone.csv
+    """
+    from autoprune.latency.table import write_csv
+
+    found = _signatures(model, weights, num_classes, input, batch_size or 1)
+    if out is None:
+        for signature, spans in found.items():
+            ranges = ", ".join(f"{letter} {low} to {high}" for letter, (low, high, _) in zip("AB", spans, strict=False))
+            print(f"{signature}{f'  [{ranges}]' if ranges else ''}")
+        return
+    rows = [(signature, lengths, None) for signature, spans in found.items() for lengths in _grid(spans)]
+    write_csv(rows, out)
+    print(f"{out} has {len(rows)} points of {len(found)} signatures: fill in ms, then `autoprune latency import {out}`")
+
+
+def _grid(spans: Any) -> list[tuple[int, ...]]:
+    grid: list[tuple[int, ...]] = [()]
+    for low, high, step in spans:
+        lines = sorted({low, *(high - (high - low) * n // 4 // step * step for n in range(4))})
+        grid = [(*lengths, line) for lengths in grid for line in lines]
+    return grid
+
+
+def _signatures(
+    model: str, weights: str | None, num_classes: int | None, shape: str | None, batch: int
+) -> dict[str, Any]:
+    from autoprune.latency.units import spans, units
+    from autoprune.operations import record
+
+    network, example, space = _space(model, weights, num_classes, shape)
+    operations = record(network, example, space, batch)
+    return dict(spans(units(operations), operations, space))
+
+
+def _space(
+    model: str, weights: str | None, num_classes: int | None, shape: str | None, *narrowed: list[str] | None
+) -> tuple[nn.Module, Any, SearchSpace]:
+    network = arguments.make_network(model, weights, num_classes, None, None).eval()
+    example = arguments.make_example(model, shape)
+    return network, example, arguments.make_space(network, example, *narrowed)
+
+
+def _conditions(
+    device: str,
+    batch: int | None,
+    threads: int | None,
+    dtype: str | None,
+    memory_format: str | None,
+    backend: str | None,
+) -> Conditions:
+    from autoprune.latency.conditions import Conditions
+
+    given = {"batch": batch, "threads": threads, "dtype": dtype, "memory_format": memory_format, "backend": backend}
+    return Conditions(device, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+
+
+def _agreement(facts: Any) -> str:
+    return (
+        f"predicted against measured, {len(facts['checked'])} random networks: mean error {facts['mape']:.1%}, "
+        f"worst {facts['worst']:.1%}, rank correlation {facts['spearman']:.3f}"
+    )
