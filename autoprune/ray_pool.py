@@ -39,6 +39,7 @@ BEAT = 5.0  # seconds between two looks at whether Ray is still there
 PATIENCE = 30.0  # seconds that Ray's head may be away; Ray ends the process of a driver that lost it for 60
 START = 300.0  # seconds until the first worker must be ready
 STARTS = 3  # workers in a row that may die as they start
+VERDICT = 30.0  # seconds until Ray knows that a machine is lost; it misses five heartbeats first, about 15
 
 log = logging.getLogger(__name__)
 
@@ -204,7 +205,7 @@ class RayPool:
     def _answer(self, reference: Any, worker: _Worker) -> Measurement | _Loss:
         """What became of a candidate; its worker is idle afterwards, or replaced."""
         import ray
-        from ray.exceptions import RayActorError, RayTaskError
+        from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
         try:
             record = ray.get(reference, timeout=0)
@@ -215,7 +216,7 @@ class RayPool:
             raise (error.cause if isinstance(error.cause, UserError) else error) from None
         except RayActorError as error:
             kind = re.search(r"exit type: (\w+)", str(error))
-            counts = any(node["NodeID"] == worker.node and node["Alive"] for node in ray.nodes())
+            counts = not self._is_lost(worker.node, VERDICT if isinstance(error, ActorUnavailableError) else 0)
             reason = f"its worker died ({kind[1]})" if kind else "its worker died"
             reason = reason if counts else "its machine was lost"
         else:
@@ -224,6 +225,19 @@ class RayPool:
         self._drop(worker)
         self._start_one()
         return _Loss(reason, counts, time.monotonic() - worker.since)
+
+    def _is_lost(self, node: str, patience: float) -> bool:
+        """Whether a machine is gone. Ray may say first that a worker does not answer, and why only later."""
+        import ray
+
+        end = time.monotonic() + patience
+        while True:
+            self._check_head(time.monotonic())
+            if not any(other["NodeID"] == node and other["Alive"] for other in ray.nodes()):
+                return True
+            if time.monotonic() >= end:
+                return False
+            time.sleep(min(0.5, patience))
 
     # -- workers -------------------------------------------------------------------------------
 
@@ -367,7 +381,10 @@ def _connect(address: str | None) -> bool:
     try:
         ray.init(address=target, **options)
     except (ConnectionError, ValueError, RuntimeError, ImportError) as error:
-        raise UserError(f"Ray at {target} cannot be used: {_first_line(error)}") from error
+        # The proxy refuses who has no token, and all that comes of it here is a connection that times out.
+        ask = "; if the cluster asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN here as there"
+        hint = ask if target.startswith("ray://") else ""
+        raise UserError(f"Ray at {target} cannot be used: {_first_line(error)}{hint}") from error
     _mute(True)
     return True
 
