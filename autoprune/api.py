@@ -35,7 +35,7 @@ from autoprune.forward import Example, evaluating, first_call, logits, to
 from autoprune.latency.conditions import Conditions
 from autoprune.latency.meter import here
 from autoprune.latency.predict import liked
-from autoprune.latency.source import Source, predictor
+from autoprune.latency.source import Source, batch_of, predictor
 from autoprune.loop import Stop
 from autoprune.memory import PeakMemory
 from autoprune.operations import record
@@ -125,7 +125,7 @@ def problem(
     if latency is not None and LATENCY not in own:
         wanted.append(LATENCY)
     if wanted:
-        operations = record(model, example, space, 1 if conditions is None else conditions.batch)
+        operations = record(model, example, space, batch_of(latency, conditions))
         own |= {"memory": PeakMemory.of(operations)} if "memory" in wanted else {}
         if LATENCY in wanted:
             predicted, meter = predictor(

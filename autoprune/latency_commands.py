@@ -113,6 +113,7 @@ def build(
     from rich.console import Console
     from rich.progress import Progress
 
+    from autoprune import report
     from autoprune.latency.build import build as measured
     from autoprune.latency.table import Table
 
@@ -141,7 +142,7 @@ def build(
         print(json.dumps({"table": str(out), "entries": len(table.entries), **facts}))
         return
     console.print(f"{out} has {len(table.entries)} signatures for {conditions} on {table.machine['name']}")
-    console.print(_agreement(facts))
+    console.print(report.agreement(facts))
 
 
 @app.command()
@@ -162,6 +163,7 @@ def check(
     """
     from rich.console import Console
 
+    from autoprune import report
     from autoprune.latency.check import check as checked
     from autoprune.latency.table import Table
 
@@ -173,7 +175,7 @@ def check(
     console = Console()
     for predicted, seen in facts["checked"]:
         console.print(f"predicted {predicted:.3f} ms, measured {seen:.3f} ms")
-    console.print(_agreement(facts))
+    console.print(report.agreement(facts))
 
 
 @app.command("import")
@@ -284,10 +286,3 @@ def _conditions(
 
     given = {"batch": batch, "threads": threads, "dtype": dtype, "memory_format": memory_format, "backend": backend}
     return Conditions(device, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
-
-
-def _agreement(facts: Any) -> str:
-    return (
-        f"predicted against measured, {len(facts['checked'])} random networks: mean error {facts['mape']:.1%}, "
-        f"worst {facts['worst']:.1%}, rank correlation {facts['spearman']:.3f}"
-    )

@@ -41,6 +41,18 @@ class Watch:
         stay = f", {whole} {'layer stays' if whole == 1 else 'layers stay'} whole" if whole else ""
         self.console.print(f"groups of channels that can be pruned: {len(space)}{stay}")
 
+    def _estimate(self, facts: Mapping[str, Any]) -> None:
+        self.console.print(
+            f"a latency table of this device is measured first: {facts['points']} points of {facts['signatures']} "
+            f"signatures, about {facts['seconds']} s"
+        )
+
+    def _points(self, facts: Mapping[str, Any]) -> None:
+        pass  # told in one line before and one line after
+
+    def _calibrated(self, facts: Mapping[str, Any]) -> None:
+        self.console.print(f"the latency table is ready: {report.agreement(facts)}")
+
     def _budget(self, facts: Mapping[str, Any]) -> None:
         self.console.print(report.preflight(facts["budget"], facts["uniform"]))
 
@@ -69,6 +81,14 @@ class Watch:
         best = "none affordable yet" if loop.best is None else f"best {loop.best.reward:.4f}"
         done = int(loop.effort)
         self._bar.update(self._bar.task_ids[0], completed=done, description=f"{best}, {loop.feasible} affordable")
+
+    def _finalists(self, facts: Mapping[str, Any]) -> None:
+        self.close()
+        self.console.print("the best are timed for real")
+
+    def _tightened(self, facts: Mapping[str, Any]) -> None:
+        cap = facts["budget"].caps["latency"]
+        self.console.print(f"none meets the latency as measured: searching on below {cap:.4g} ms as predicted")
 
     def _finish(self, facts: Mapping[str, Any]) -> None:
         self.close()

@@ -144,6 +144,14 @@ def timings(found: Mapping[str, Timing], title: str) -> Table:
     return table
 
 
+def agreement(facts: Mapping[str, Any]) -> str:
+    """How well a latency table predicts networks it was not corrected by."""
+    return (
+        f"predicted against measured, {len(facts['checked'])} random networks: mean error {facts['mape']:.1%}, "
+        f"worst {facts['worst']:.1%}, rank correlation {facts['spearman']:.3f}"
+    )
+
+
 def verdict(facts: Mapping[str, Any]) -> str:
     """Whether the latency that was asked for is met, in one line."""
     met = "met" if facts["met"] else "NOT met"

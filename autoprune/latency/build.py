@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -112,10 +113,14 @@ def build(
     with conditions.held(), torch.inference_mode():
         ranges = spans(found, operations, space)
         largest = {s: tuple(high for _, high, _ in ranges[s]) for s in wanted}
-        dense = {s: bench(unit, [largest[s]])[largest[s]] for s, unit in wanted.items()}
+        dense, spent = {}, {}
+        for signature, unit in wanted.items():
+            start = time.perf_counter()
+            dense[signature] = bench(unit, [largest[signature]])[largest[signature]]
+            spent[signature] = time.perf_counter() - start
         counts = Counter(unit.signature for unit in found)
         whole = sum(dense[s] * counts[s] for s in wanted) or 1.0
-        tell("estimate", _estimate(wanted, ranges, dense, counts, whole))
+        tell("estimate", _estimate(ranges, dense, spent, counts, whole))
         entries = {s: _entry(bench, unit, ranges[s], whole / counts[s]) for s, unit in wanted.items()}
     table = Table(conditions, here, {**table.entries, **entries}, table.calibrations)
     table.save(path)
@@ -189,15 +194,18 @@ def _lines(low: int, high: int, step: int, times: Callable[[Sequence[int]], list
 
 
 def _estimate(
-    wanted: Mapping[str, Unit],
     ranges: Mapping[str, Sequence[tuple[int, int, int]]],
     dense: Mapping[str, float],
+    spent: Mapping[str, float],
     counts: Mapping[str, int],
     whole: float,
 ) -> dict[str, Any]:
-    """About how many points and seconds the table takes: five lines an axis, and a look for stairs."""
+    """About how many points and seconds the table takes: five lines an axis, and a look for stairs.
+
+    ``dense`` has the milliseconds of each signature at its largest, ``spent`` the seconds that took to find out.
+    """
     points, seconds = 0, 0.0
-    for signature in wanted:
+    for signature in dense:
         own = 1
         looks = 0
         for low, high, spacing in ranges[signature]:
@@ -205,6 +213,5 @@ def _estimate(
             if dense[signature] * counts[signature] > MATTERS * whole:
                 looks += min(NEIGHBOURS, (high - low) // spacing)
         points += own + looks
-        ms = max(dense[signature], 1e3 * stopwatch.SHORTEST)
-        seconds += 1e-3 * ms * (REPEATS + 2) * (own / 3 + looks)
-    return {"points": points, "seconds": math.ceil(seconds), "signatures": len(wanted)}
+        seconds += spent[signature] * (own / 2 + looks)
+    return {"points": points, "seconds": math.ceil(seconds), "signatures": len(dense)}

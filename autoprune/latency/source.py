@@ -77,6 +77,13 @@ def predictor(
     return raw.corrected(weights_of(table, key)), timer
 
 
+def batch_of(source: Source, conditions: Conditions | None) -> int:
+    """How many samples at a time :func:`predictor` will be about: a table decides for itself."""
+    if isinstance(source, str | Path):
+        source = Table.load(source)
+    return (source.conditions if isinstance(source, Table) else conditions or Conditions()).batch
+
+
 def weights_of(table: Table, key: str) -> Mapping[str, float]:
     """The correction that a table holds for a space."""
     return {str(name): float(value) for name, value in table.calibrations[key]["weights"].items()}
