@@ -29,7 +29,7 @@ from autoprune.hints import Hints
 from autoprune.recover import Context, Recovery
 from autoprune.references import stable_name
 from autoprune.scheme import Scheme
-from autoprune.slicing import check_removed, choose, prune
+from autoprune.slicing import Kept, check_removed, choose, prune
 from autoprune.space import SearchSpace
 from autoprune.statistics import Batches, Statistics, class_labels
 from autoprune.threads import fixed_threads
@@ -104,6 +104,7 @@ class Evaluator:
         self.statistics = Statistics(self.model, space, self.calibration, seed=seed)
         self._dense = Origin(self.model, [np.arange(group.units) for group in space.groups])
         self._origins: dict[tuple[Scheme, ...], Origin] = {}
+        self._remembered: dict[Any, Any] = {}  # by recoveries, for all candidates
 
     def _laid_out(self, batches: Batches) -> Batches:
         return layout.ChannelsLast(batches) if self._channels_last else batches
@@ -173,7 +174,7 @@ class Evaluator:
         with suppress(Exception), fixed_threads(self.threads):
             kept = self.kept(self.space.smallest)
             model = prune(self.model, self.space, kept)
-            self._recovery(model, Context(self.model, self.space, kept, self.statistics, self.calibration))
+            self._recovery(model, self._context(self.model, kept))
 
     def to(self, device: str | torch.device) -> Self:
         """Move everything to a device, in place."""
@@ -198,12 +199,15 @@ class Evaluator:
         with fixed_threads(self.threads):
             model = prune(origin.model, self.space, kept)
             check_removed(model, self.space, scheme)
-            context = Context(origin.model, self.space, kept, self.statistics, self.calibration, fidelity.share)
+            context = self._context(origin.model, kept, fidelity.share)
             repair(model, context)
             if self.tuning is not None and fidelity.recovery is None:
                 tune(model, self.tuning, (self.seed, len(fidelity.after)), fidelity.share)
                 recover.recalibrate_bn(model, context)
         return model.eval()
+
+    def _context(self, model: nn.Module, kept: Kept, share: float = 1.0) -> Context:
+        return Context(model, self.space, kept, self.statistics, self.calibration, share, self._remembered)
 
     def _origin(self, after: tuple[Scheme, ...]) -> Origin:
         """What candidates are cut from that are measured after other schemes: the last of them, tuned."""

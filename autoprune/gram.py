@@ -92,7 +92,7 @@ def collect(
         rows = patches.rows(layer, inputs[0], chosen)
         if path in found:
             found[path].add(rows)
-        elif _close(patches.product(layer, rows), patches.answers(layer, output, chosen)):
+        elif close(patches.product(layer, rows), patches.answers(layer, output, chosen)):
             found[path] = _Moments(rows)
         else:
             strange.add(path)
@@ -114,19 +114,25 @@ def _answers(model: nn.Module, inputs: Any) -> list[Tensor]:
     return [tensor for tensor in found if tensor.is_floating_point() and tensor.numel()]
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
+def close(a: Tensor, b: Tensor) -> bool:
     """Equal to the rounding of a deep network (TF32 included), where a wrong formula is far off."""
     tolerance = max(1e-2, 8 * torch.finfo(b.dtype).eps)
     return bool((a - b).abs().max() <= tolerance * b.abs().max())
 
 
 def _absorbers(model: nn.Module, layers: Mapping[str, WeightLayer], inputs: Any) -> dict[str, str]:
-    """What can absorb a constant shift of each layer's output: its bias, else a batch norm's running mean.
+    """What can absorb a constant shift of each layer's output: its bias, else a batch norm's running mean."""
+    rest = {path: f"{path.removesuffix('weight')}bias" for path, layer in layers.items() if layer.bias is not None}
+    norms = norms_behind(model, {path: layer for path, layer in layers.items() if path not in rest}, inputs)
+    return rest | {path: f"{name}.running_mean" for path, name in norms.items()}
+
+
+def norms_behind(model: nn.Module, layers: Mapping[str, WeightLayer], inputs: Any) -> dict[str, str]:
+    """The batch norm that alone reads a layer's output, by the layer's key, for layers that have one.
 
     A batch norm qualifies if it is called with the layer's very output and, as proof, the network answers
     as before when that output is shifted and the running mean along with it.
     """
-    rest = {path: f"{path.removesuffix('weight')}bias" for path, layer in layers.items() if layer.bias is not None}
     norms = {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is not None}
     pairs: dict[str, str] = {}
 
@@ -140,7 +146,7 @@ def _absorbers(model: nn.Module, layers: Mapping[str, WeightLayer], inputs: Any)
             pairs.setdefault(maker, name)
 
     with ExitStack() as hooks:
-        for path in layers.keys() - rest.keys():
+        for path in layers:
             hooks.enter_context(layers[path].register_forward_hook(partial(sign, path)))
         for name, norm in norms.items():
             hooks.enter_context(norm.register_forward_pre_hook(partial(read, name)))
@@ -155,13 +161,12 @@ def _absorbers(model: nn.Module, layers: Mapping[str, WeightLayer], inputs: Any)
                 amount = (norm.running_var + norm.eps).sqrt()
                 hooks.enter_context(layers[path].register_forward_hook(partial(_shift, amount)))
                 hooks.enter_context(norm.register_forward_pre_hook(partial(_unshift, amount)))
-            if all(_close(a, b) for a, b in zip(_answers(model, inputs), expected, strict=True)):
+            if all(close(a, b) for a, b in zip(_answers(model, inputs), expected, strict=True)):
                 return paths
         half = len(paths) // 2
         return proved(paths[:half]) + proved(paths[half:]) if half else []
 
-    sound = proved(sorted(pairs)) if pairs else []
-    return rest | {path: f"{pairs[path]}.running_mean" for path in sound}
+    return {path: pairs[path] for path in (proved(sorted(pairs)) if pairs else [])}
 
 
 def _shift(amount: Tensor, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -32,7 +32,9 @@ BN_IMAGES = 1024
 class Context:
     """What a recovery may use: the dense model, its statistics, calibration data, the kept units.
 
-    ``share`` is the part of the images it would usually look at that it may look at.
+    ``share`` is the part of the images it would usually look at that it may look at. ``remembered`` is what
+    recoveries found out about the model and the data: it outlives the candidate, and all candidates of an evaluator
+    have the same.
     """
 
     model: nn.Module
@@ -41,6 +43,7 @@ class Context:
     statistics: Statistics
     batches: Batches
     share: float = 1.0
+    remembered: dict[Any, Any] = field(default_factory=dict)
 
 
 Recovery = Callable[[nn.Module, Context], None]
@@ -160,7 +163,12 @@ class _Moments:
             norm.running_var.copy_(self.scatter / (self.count - 1))
 
 
-RECOVERIES: Mapping[str, Recovery] = {"none": none, "recalibrate_bn": recalibrate_bn, "least_squares": least_squares}
+RECOVERIES: Mapping[str, Recovery | str] = {
+    "none": none,
+    "recalibrate_bn": recalibrate_bn,
+    "least_squares": least_squares,
+    "sequential": "autoprune.sequential:sequential",  # by name: it is written in terms of this module
+}
 
 
 def compose(recoveries: Sequence[Recovery]) -> Recovery:

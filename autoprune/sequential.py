@@ -1,0 +1,294 @@
+"""Sequential reconstruction: solve layer after layer, each from what the pruned network feeds it by then.
+
+Least squares on Gram matrices of the dense network assumes that a layer's remaining inputs are right. In a pruned
+network they are not, and the errors grow with depth. Here the calibration images walk once through the candidate; when
+they reach a layer, it is solved by ridge regression from the inputs that it really gets to what the dense network
+computes there, and the walk goes on with the new weights (He, Zhang and Sun, ICCV 2017, section 3.2, for whole
+networks). Where the layer completes a residual sum, the target is the dense network's sum minus the candidate's own
+shortcut, so that errors of the trunk are repaired too.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from autoprune import patches
+from autoprune.errors import UserError
+from autoprune.forward import call, evaluating, to
+from autoprune.patches import WeightLayer
+from autoprune.recover import Context
+from autoprune.slicing import named_tensors, selections
+from autoprune.statistics import StatisticsNotice
+from autoprune.sums import Operator, Operators, Sum
+from autoprune.targets import CHUNK, Sampling, Targets, affine, flat, joined, record
+
+RIDGE = 1e-2  # of the mean variance of a layer's inputs, toward the weights that it has
+ENOUGH = 4  # rows per column; with fewer the ridge grows in proportion
+EXACT = 1e-4  # of the target's root mean square: such a layer needs no repair
+FLOOR = 1e-3  # of the largest scale of a batch norm: smaller ones are raised before they are divided by
+
+
+def sequential(candidate: nn.Module, context: Context, ridge: float = RIDGE, sampling: Sampling = Sampling()) -> None:  # noqa: B008
+    """Repair every layer behind the first cut, in forward order, in one pass over the calibration images.
+
+    With X the candidate's inputs at sampled positions and T the target, both centred where the layer has a bias or
+    feeds a batch norm, W <- W + (X'X + r I)^-1 X'(T - X W), r = ``ridge`` x mean diagonal of X'X. A batch norm that
+    alone reads a solved layer gets the statistics of the new output, and the scale and shift with which it gives the
+    solution itself, so recalibrating it later changes next to nothing; any other batch norm is recalibrated on the way.
+    Layers that give their target as they are, such as all before the first cut, are left alone with their batch norms.
+
+    All images pass as one batch. Memory is bounded by ``sampling``, and by one matrix of ``Statistics.gram_limit``.
+    What the dense network gives is recorded once and kept in ``context.remembered``. On a share of the images (a look
+    at lower fidelity) no fewer than two are used.
+    """
+    if context.space.granularity != "channel":
+        raise UserError(
+            f"recovery sequential repairs networks that lost channels; it does not know {context.space.granularity!r} "
+            "granularity: use recalibrate_bn"
+        )
+    if not (math.isfinite(ridge) and ridge > 0):
+        raise UserError(f"ridge = {ridge}: a positive number is needed")
+    targets = _targets(context, sampling)
+    example, images = joined(context.batches, max(2, math.ceil(context.share * targets.images)))
+    walk = _Walk(candidate, context, targets, ridge, images)
+    with torch.no_grad(), evaluating(candidate), ExitStack() as hooks:
+        for path in targets.layers:
+            layer = candidate.get_submodule(path.rpartition(".")[0])
+            hooks.enter_context(layer.register_forward_pre_hook(partial(walk.solve, path)))
+        for name, norm in candidate.named_modules():
+            if isinstance(norm, _BatchNorm) and norm.running_mean is not None and name not in walk.followed:
+                hooks.enter_context(norm.register_forward_pre_hook(walk.recalibrate))
+        hooks.enter_context(walk.operators)
+        call(candidate, to(example, next(candidate.parameters()).device))
+    walk.tell()
+
+
+def _targets(context: Context, sampling: Sampling) -> Targets:
+    """Those that are remembered, if they are of this model and sampling; recorded now otherwise."""
+    known = context.remembered.get(sampling)
+    if not isinstance(known, Targets) or known.model is not context.model:
+        known = record(context.model, context.statistics, context.batches, sampling)
+        context.remembered[sampling] = known
+    return known
+
+
+class _Rows(NamedTuple):
+    """Rows (convolution groups, n, d) that a layer multiplies, and what it should give, (convolution groups, n, o)."""
+
+    x: Tensor
+    target: Tensor
+
+
+class _Walk:
+    """The state of one pass through a candidate."""
+
+    def __init__(self, candidate: nn.Module, context: Context, targets: Targets, ridge: float, images: int) -> None:
+        self.candidate = candidate
+        self.targets = targets.layers
+        self.ridge = ridge
+        self.images = images
+        self.operators = Operators(self._hold)
+        self.followed = {target.norm for target in targets.layers.values()}
+        shapes = {path: tensor.shape for path, tensor in named_tensors(context.model)}
+        self._chosen = selections(context.space, context.kept, shapes)
+        self._waiting = Counter(t.sum.shortcut for t in targets.layers.values() if t.sum is not None)
+        self._held: dict[int, Operator] = {}  # what makes shortcuts, until nobody waits for them any more
+        self._scarce: list[tuple[str, int, int]] = []
+        self._lost: list[str] = []
+
+    def _hold(self, operator: Operator) -> None:
+        if operator.number in self._waiting:
+            self._held[operator.number] = operator
+
+    def _shortcut(self, known: Sum, length: int) -> Tensor | None:
+        """What the layer's output will be added to; None if the candidate does not run as the dense network does."""
+        made = self._held.get(known.shortcut)
+        self._waiting[known.shortcut] -= 1
+        if not self._waiting[known.shortcut]:
+            self._held.pop(known.shortcut, None)
+        if made is None or made.name != known.operator or len(made.outputs[known.place]) != length:
+            return None
+        return made.outputs[known.place]
+
+    def recalibrate(self, norm: _BatchNorm, inputs: tuple[Tensor, ...]) -> None:
+        """The statistics of what it is about to read."""
+        assert norm.running_mean is not None and norm.running_var is not None
+        with self.operators.silent():
+            x = inputs[0].transpose(0, 1).flatten(1)
+            if x.shape[1] > 1:
+                variance, mean = torch.var_mean(x, 1)
+                norm.running_mean.copy_(mean)
+                norm.running_var.copy_(variance)
+
+    def solve(self, path: str, layer: WeightLayer, inputs: tuple[Tensor, ...]) -> None:
+        """Give the layer new weights, right before it runs."""
+        with self.operators.silent():
+            target = self.targets[path]
+            shortcut = None
+            if target.sum is not None:
+                shortcut = self._shortcut(target.sum, len(inputs[0]))
+                if shortcut is None:
+                    self._lost.append(path)
+                    return
+            factor, constant = self._affine(path, layer)
+            groups = int(getattr(layer, "groups", 1))
+            weight = (
+                (layer.weight.double() * _along(factor, layer.weight)).reshape(groups, -1, layer.weight[0].numel()).mT
+            )
+            offset = constant if layer.bias is None else constant + factor * layer.bias.double()
+            moments = None
+            for rows in self._rows(path, layer, inputs[0], shortcut):
+                if moments is None:
+                    if _exact(rows, weight, offset.reshape(groups, 1, -1)):
+                        return
+                    moments = _Moments(rows, centred=layer.bias is not None or target.norm is not None)
+                else:
+                    moments.add(rows)
+            assert moments is not None
+            if not torch.isfinite(moments.cross).all() or not torch.isfinite(moments.square).all():
+                raise UserError(
+                    f"{path}: what the candidate feeds this layer is not finite; look for broken weights before it"
+                )
+            self._store(path, layer, moments, _ridged(moments, weight, self._damping(path, moments)))
+
+    def _affine(self, path: str, layer: WeightLayer) -> tuple[Tensor, Tensor]:
+        """What the candidate's batch norm does to the layer's output; nothing, if there is none."""
+        norm = self.targets[path].norm
+        if norm is None:
+            one = torch.ones(len(layer.weight), dtype=torch.double, device=layer.weight.device)
+            return one, torch.zeros_like(one)
+        return affine(self.candidate.get_submodule(norm))
+
+    def _rows(self, path: str, layer: WeightLayer, x: Tensor, shortcut: Tensor | None) -> Iterator[_Rows]:
+        """What goes in and what should come out, chunk by chunk."""
+        target = self.targets[path]
+        kept = self._chosen.get(path, {}).get(0)
+        groups = int(getattr(layer, "groups", 1))
+        # where the first axis counts more than images (windows, say), an image's entries follow each other
+        each = len(x) // self.images
+        for number, (values, places) in enumerate(zip(target.values, target.places, strict=True)):
+            part = slice(number * CHUNK * each, (number + 1) * CHUNK * each)
+            if not len(x[part]):
+                return
+            rows = patches.rows(layer, x[part], places)
+            wanted = values[: rows.shape[1]].to(rows.device)
+            wanted = wanted if kept is None else wanted[:, kept.to(rows.device)]
+            if shortcut is not None:
+                wanted = wanted - flat(patches.answers(layer, shortcut[part], places))
+            yield _Rows(rows, wanted.unflatten(1, (groups, -1)).permute(1, 0, 2))
+
+    def _damping(self, path: str, moments: _Moments) -> float:
+        """The ridge, raised where there are few rows."""
+        columns = moments.square.shape[-1]
+        if moments.count <= columns:
+            self._scarce.append((path, moments.count, columns))
+        return self.ridge * max(1.0, ENOUGH * columns / moments.count)
+
+    def _store(self, path: str, layer: WeightLayer, moments: _Moments, solved: Tensor) -> None:
+        """Put the solution into the layer and whatever takes up its constant and scale."""
+        centre = (moments.mean @ solved).reshape(-1)  # the mean of the output without its constant
+        constant = moments.target.reshape(-1) - centre
+        norm = self.targets[path].norm
+        weight = solved.mT.reshape(layer.weight.shape)
+        if norm is None:
+            layer.weight.copy_(weight)
+            if layer.bias is not None:
+                layer.bias.copy_(constant)
+            return
+        behind = self.candidate.get_submodule(norm)
+        assert isinstance(behind, _BatchNorm) and behind.running_mean is not None and behind.running_var is not None
+        factor = _raised(self._affine(path, layer)[0])
+        layer.weight.copy_(weight / _along(factor, layer.weight))
+        bias = 0.0 if layer.bias is None else layer.bias.double()
+        if not behind.affine:  # the statistics are all that can be set
+            behind.running_mean.copy_(bias - constant / factor)
+            return
+        variance = (solved * (moments.square @ solved)).sum(1).reshape(-1) / moments.count / factor.square()
+        behind.running_mean.copy_(centre / factor + bias)
+        behind.running_var.copy_(variance)
+        behind.weight.copy_(factor * (variance + behind.eps).sqrt())
+        behind.bias.copy_(moments.target.reshape(-1))
+
+    def tell(self) -> None:
+        """Warn of what went less than well."""
+        if self._scarce:
+            path, rows, columns = self._scarce[0]
+            more = f" (and {len(self._scarce) - 1} more layers)" if len(self._scarce) > 1 else ""
+            warnings.warn(
+                f"{path}: {rows} calibration rows have rank {rows} at most, {columns} are needed{more}; the ridge is "
+                "raised in proportion, give more calibration images",
+                StatisticsNotice,
+                stacklevel=3,
+            )
+        if self._lost:
+            warnings.warn(
+                f"{', '.join(self._lost[:3])}: the candidate does not run as the dense network does, so the residual "
+                "sum is not found; the layer keeps its weights",
+                StatisticsNotice,
+                stacklevel=3,
+            )
+
+
+class _Moments:
+    """Moments of rows and targets that arrive in chunks, in double precision (Chan, Golub and LeVeque 1979).
+
+    ``square`` (convolution groups, d, d) and ``cross`` (convolution groups, d, o) are sums over ``count`` rows, about
+    the means if ``centred``; otherwise the means are zero.
+    """
+
+    def __init__(self, rows: _Rows, *, centred: bool) -> None:
+        self.centred = centred
+        self.count, self.mean, self.target, self.square, self.cross = self._of(rows)
+
+    def add(self, rows: _Rows) -> None:
+        count, mean, target, square, cross = self._of(rows)
+        total = self.count + count
+        step, rise = mean - self.mean, target - self.target
+        weight = self.count * count / total
+        self.square.add_(square).baddbmm_(step.mT, step, alpha=weight)
+        self.cross.add_(cross).baddbmm_(step.mT, rise, alpha=weight)
+        self.mean = self.mean + step * (count / total)
+        self.target = self.target + rise * (count / total)
+        self.count = total
+
+    def _of(self, rows: _Rows) -> tuple[int, Tensor, Tensor, Tensor, Tensor]:
+        x, target = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in rows)
+        mean, level = (x.mean(1, keepdim=True), target.mean(1, keepdim=True))
+        if not self.centred:
+            mean, level = torch.zeros_like(mean), torch.zeros_like(level)
+        x, target = x - mean, target - level
+        return x.shape[1], mean.double(), level.double(), (x.mT @ x).double(), (x.mT @ target).double()
+
+
+def _ridged(moments: _Moments, weight: Tensor, ridge: float) -> Tensor:
+    """The solution (convolution groups, d, o), drawn toward ``weight``."""
+    square = moments.square.clone()
+    amount = ridge * square.diagonal(dim1=1, dim2=2).mean(1, keepdim=True) + 1e-12
+    square.diagonal(dim1=1, dim2=2).add_(amount)
+    return weight + torch.cholesky_solve(moments.cross - moments.square @ weight, torch.linalg.cholesky(square))
+
+
+def _exact(rows: _Rows, weight: Tensor, offset: Tensor) -> bool:
+    """Whether the weights give the target as they are."""
+    gap = rows.x.double() @ weight + offset - rows.target
+    return bool(gap.square().mean() <= EXACT**2 * rows.target.double().square().mean())
+
+
+def _along(vector: Tensor, weight: Tensor) -> Tensor:
+    return vector.reshape(-1, *[1] * (weight.dim() - 1))
+
+
+def _raised(factor: Tensor) -> Tensor:
+    """Without the scales that are too small to divide by."""
+    least = FLOOR * float(factor.abs().max()) or 1.0
+    return torch.where(factor.abs() < least, torch.where(factor < 0, -least, least), factor)
