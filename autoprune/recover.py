@@ -167,7 +167,8 @@ RECOVERIES: Mapping[str, Recovery | str] = {
     "none": none,
     "recalibrate_bn": recalibrate_bn,
     "least_squares": least_squares,
-    "sequential": "autoprune.sequential:sequential",  # by name: it is written in terms of this module
+    "sequential": "autoprune.sequential:sequential",  # by name: these are written in terms of this module
+    "fine_tune": "autoprune.distillation:fine_tune",
 }
 
 

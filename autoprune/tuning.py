@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -82,24 +83,31 @@ def tune(model: nn.Module, tuning: Tuning, seed: Sequence[int], share: float = 1
     the same seed gives the same weights on one CPU with one number of threads. Running statistics of batch norms lag
     behind the weights afterwards and are best estimated anew.
     """
+    device = next(model.parameters()).device
+    with training(model, seed) as (parameters, rng):
+        optimizer = torch.optim.SGD(
+            parameters, lr=tuning.lr, momentum=tuning.momentum, weight_decay=tuning.weight_decay
+        )
+        batches = rounds(tuning.batches, rng)
+        for _ in range(math.ceil(tuning.steps * share)):
+            inputs, labels = next(batches)
+            descend(model, optimizer, to(inputs, device), to(labels, device))
+
+
+@contextmanager
+def training(model: nn.Module, seed: int | Sequence[int]) -> Iterator[tuple[list[nn.Parameter], np.random.Generator]]:
+    """The parameters to train and a random stream, in training mode; modes and ``requires_grad`` are put back after."""
     rng = np.random.default_rng(seed)
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters() if parameter.is_floating_point()]
     modes = [(module, module.training) for module in model.modules()]
     device = flags[0][0].device
-    optimizer = torch.optim.SGD(
-        [parameter.requires_grad_() for parameter, _ in flags],
-        lr=tuning.lr,
-        momentum=tuning.momentum,
-        weight_decay=tuning.weight_decay,
-    )
     try:
         model.train()
         with torch.enable_grad(), torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []):
             torch.manual_seed(int(rng.integers(2**63)))  # dropout draws from the global stream
-            for _, (inputs, labels) in zip(
-                range(math.ceil(tuning.steps * share)), _rounds(tuning.batches, rng), strict=False
-            ):
-                descend(model, optimizer, to(inputs, device), to(labels, device))
+            for parameter, _ in flags:
+                parameter.requires_grad_()
+            yield [parameter for parameter, _ in flags], rng
     finally:
         for module, training in modes:
             module.training = training
@@ -108,7 +116,7 @@ def tune(model: nn.Module, tuning: Tuning, seed: Sequence[int], share: float = 1
             parameter.grad = None
 
 
-def _rounds(items: Sequence[T], rng: np.random.Generator) -> Iterator[T]:
+def rounds(items: Sequence[T], rng: np.random.Generator) -> Iterator[T]:
     """All items in a random order, again and again."""
     while True:
         yield from (items[int(at)] for at in rng.permutation(len(items)))

@@ -1,0 +1,230 @@
+"""Train a pruned network to the end: cosine learning rate with warm-up, distillation, moving average, resume.
+
+The network that is kept is the best one on validation images that were not trained on; the test set is looked at once,
+at the end.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from autoprune import checkpoint
+from autoprune.augment import AUGMENTS
+from autoprune.errors import UserError
+from autoprune.forward import call, evaluating, logits, to
+from autoprune.pruned import SCHEME, load_pruned, save_pruned
+from autoprune.slicing import named_tensors
+
+if TYPE_CHECKING:
+    from autoprune.data import Splits
+
+BEST = "best.safetensors"
+
+Batches = Sequence[tuple[Any, Any]]
+Tell = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained: SGD with Nesterov momentum, linear warm-up, then a cosine down to zero.
+
+    ``warmup`` is the share of all steps that the learning rate takes to rise to ``lr``. ``distill`` is the weight of
+    the divergence KL(teacher || student) beside the cross-entropy, whose weight is 1 - ``distill`` (Hinton et al.
+    2015, at ``temperature``, times its square). ``ema`` is the decay per step of a moving average of the weights,
+    which is then what is judged and kept. ``augment`` is what becomes of images: "none", "flip" (mirrored half of the
+    time) or "crop" (also shifted by up to an eighth of their size).
+    """
+
+    epochs: int = 10
+    lr: float = 0.02
+    batch: int = 128
+    warmup: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.0
+    distill: float = 0.0
+    temperature: float = 2.0
+    ema: float | None = None
+    augment: str = "none"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch < 2:
+            raise UserError(
+                f"epochs = {self.epochs}, batch = {self.batch}: at least 1 epoch and batches of 2 are needed"
+            )
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise UserError(f"lr = {self.lr}: a learning rate is a positive number")
+        for name, below in (("warmup", 1.0), ("momentum", 1.0), ("label_smoothing", 1.0), ("distill", 1.0 + 1e-12)):
+            if not 0 <= getattr(self, name) < below:
+                raise UserError(f"{name} = {getattr(self, name)}: a number from 0 to 1 is needed")
+        if self.temperature <= 0 or self.weight_decay < 0:
+            raise UserError(
+                f"temperature = {self.temperature}, weight_decay = {self.weight_decay}: not negative, please"
+            )
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise UserError(f"ema = {self.ema}: a decay per step lies between 0 and 1, such as 0.999")
+        if self.augment not in AUGMENTS:
+            raise UserError(f"augment {self.augment!r} is unknown: use one of {', '.join(AUGMENTS)}")
+
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate at a step, of so many."""
+        rising = max(1, round(self.warmup * steps))
+        if step < rising:
+            return self.lr * (step + 1) / rising
+        return self.lr * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising))) / 2
+
+
+def finetune(
+    model: nn.Module,
+    train: Batches,
+    validation: Batches,
+    folder: Path | str,
+    recipe: Recipe = Recipe(),
+    *,
+    teacher: nn.Module | None = None,
+    tell: Tell = lambda facts: None,
+) -> list[dict[str, float]]:
+    """Train ``model`` in place; it comes back, in evaluation mode, as its best epoch left it.
+
+    ``train`` and ``validation`` are (input, class numbers) batches that share no image; training images are held in
+    memory and dealt anew every epoch. Epochs are written to ``folder`` as they end: called again with the same
+    recipe, a training that was stopped goes on, to the same weights. ``tell`` hears a record per epoch (epoch, lr,
+    loss, validation_loss, validation_accuracy), which are also returned.
+    """
+    if recipe.distill and teacher is None:
+        raise UserError(f"distill = {recipe.distill} needs a teacher: the dense network")
+    if not len(train) or not len(validation):
+        raise UserError("fine-tuning needs training and validation batches: one of them is empty")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    device = next(model.parameters()).device
+    images = torch.cat([inputs for inputs, _ in train])
+    labels = torch.cat([classes for _, classes in train])
+    if len(images) < 2:
+        raise UserError("fine-tuning needs at least two training images")
+    size = min(recipe.batch, len(images))
+    per_epoch = len(images) // size
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay,
+        nesterov=recipe.momentum > 0,
+    )  # fmt: skip
+    average = copy.deepcopy(model).eval() if recipe.ema is not None else None
+    networks = {"model": model} if average is None else {"model": model, "average": average}
+    judged = networks.get("average", model)
+    progress = checkpoint.resume(folder, asdict(recipe), networks, optimizer)
+    while progress.epoch < recipe.epochs:
+        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + progress.epoch)
+        order = torch.randperm(len(images), generator=generator)
+        model.train()
+        total = rate = 0.0
+        with torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []):
+            torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))  # what dropout draws
+            for number in range(per_epoch):
+                rate = recipe.rate(progress.epoch * per_epoch + number, recipe.epochs * per_epoch)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                chosen = order[number * size : (number + 1) * size]
+                inputs = AUGMENTS[recipe.augment](images[chosen], generator).to(device)
+                total += _descend(model, optimizer, inputs, labels[chosen].to(device), recipe, teacher)
+                if average is not None:
+                    _follow(average, model, recipe.ema or 0.0)
+        loss, accuracy = judge(judged, validation)
+        facts = {"epoch": progress.epoch + 1, "lr": rate, "loss": total / per_epoch}
+        facts |= {"validation_loss": loss, "validation_accuracy": accuracy}
+        if not math.isfinite(total):
+            raise UserError(f"epoch {progress.epoch + 1} diverged (loss {total}): lower lr = {recipe.lr}")
+        progress.history.append(facts)
+        progress.epoch += 1
+        if progress.best < 0 or accuracy > progress.history[progress.best]["validation_accuracy"]:
+            progress.best = progress.epoch - 1
+            checkpoint.write(folder / BEST, checkpoint.tensors(judged))
+        checkpoint.save(folder, asdict(recipe), progress, networks, optimizer)
+        tell(facts)
+    checkpoint.place(model, load_file(folder / BEST))
+    model.eval()
+    return progress.history
+
+
+def _descend(
+    model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor, labels: Tensor, recipe: Recipe,
+    teacher: nn.Module | None,
+) -> float:  # fmt: skip
+    answer = logits(call(model, inputs))
+    loss = functional.cross_entropy(answer, labels, label_smoothing=recipe.label_smoothing)
+    if recipe.distill and teacher is not None:
+        with torch.no_grad(), evaluating(teacher):
+            target = functional.log_softmax(logits(call(teacher, inputs)) / recipe.temperature, 1)
+        student = functional.log_softmax(answer / recipe.temperature, 1)
+        divergence = functional.kl_div(student, target, reduction="batchmean", log_target=True)
+        loss = (1 - recipe.distill) * loss + recipe.distill * recipe.temperature**2 * divergence
+    optimizer.zero_grad()
+    torch.autograd.backward(loss)
+    optimizer.step()
+    return loss.item()
+
+
+@torch.no_grad()
+def _follow(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """Weights move by 1 - decay; what no gradient moves (running statistics, counters) is taken over."""
+    for (_, mean), (_, new) in zip(named_tensors(average), named_tensors(model), strict=True):
+        if isinstance(new, nn.Parameter) and new.is_floating_point():
+            mean.lerp_(new, 1 - decay)
+        else:
+            mean.copy_(new)
+
+
+def judge(model: nn.Module, batches: Batches) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy on (input, class numbers) batches."""
+    device = next(model.parameters()).device
+    loss = correct = count = 0.0
+    with torch.inference_mode(), evaluating(model):
+        for inputs, labels in batches:
+            answer = logits(call(model, to(inputs, device))).float()
+            classes = labels.to(device)
+            loss += float(functional.cross_entropy(answer, classes, reduction="sum"))
+            correct += float((answer.argmax(1) == classes).sum())
+            count += len(classes)
+    return loss / count, correct / count
+
+
+def finish(
+    dense: nn.Module, source: Path, splits: Splits, folder: Path, recipe: Recipe, tell: Tell = lambda facts: None
+) -> dict[str, Any]:
+    """Train the pruned network in ``source`` with the data it was searched with, and save it in ``folder``.
+
+    ``dense`` is the network it came from, and the teacher. The answer is JSON-ready: ``rows`` compare the dense
+    network, the pruned one and the trained one, ``best`` is the epoch that was kept. Test images are looked at once
+    per row.
+    """
+    if splits.train is None:
+        raise UserError(f"data {splits.name!r} has no training part: fine-tuning needs images to train on")
+    device = next(dense.parameters()).device
+    pruned = load_pruned(lambda: dense, source).to(device)
+    rows = {"dense": _row(dense, splits), "found": _row(pruned, splits)}
+    history = finetune(pruned, list(splits.train()), splits.validation, folder, recipe, teacher=dense, tell=tell)
+    rows["finetuned"] = _row(pruned, splits)
+    scheme = source / SCHEME
+    save_pruned(pruned, folder, scheme.read_text(encoding="utf-8") if scheme.is_file() else None)
+    best = max(range(len(history)), key=lambda at: history[at]["validation_accuracy"]) + 1
+    return {"folder": str(folder), "rows": rows, "best": best, "history": history}
+
+
+def _row(model: nn.Module, splits: Splits) -> dict[str, float]:
+    loss, accuracy = judge(model, splits.validation)
+    row = {"accuracy": accuracy, "loss": loss}
+    if splits.test is not None:
+        row["test_loss"], row["test_accuracy"] = judge(model, list(splits.test()))
+    return row
