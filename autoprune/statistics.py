@@ -5,24 +5,22 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
-from autoprune import gram
-from autoprune.forward import call, evaluating, logits, to
+from autoprune import feature_maps, gram, slopes
+from autoprune.feature_maps import Activation, FeatureRank
 from autoprune.gram import Gram
 from autoprune.patches import WeightLayer, has_rows
-from autoprune.space import Group, SearchSpace
+from autoprune.slopes import Effects, Target, class_labels
+from autoprune.space import SearchSpace
+
+__all__ = ["Batches", "Statistics", "StatisticsNotice", "class_labels"]
 
 Batches = Sequence[tuple[Any, Any]]
-Matrix = NDArray[np.float64]
 
 POSITIONS = 16  # sampled output positions per image and layer
 GRAM_LIMIT = 256 * 2**20  # bytes per layer
@@ -55,6 +53,8 @@ class Statistics:
         self.positions = positions
         self.gram_limit = gram_limit
         self.seed = seed
+        self._ranks: dict[int, Mapping[str, FeatureRank]] = {}
+        self._effects: dict[Target, tuple[Effects | None, ...]] = {}
 
     @cached_property
     def consumers(self) -> Mapping[str, WeightLayer]:
@@ -90,79 +90,37 @@ class Statistics:
         return found
 
     @cached_property
-    def taylor(self) -> tuple[Matrix | None, ...]:
-        """Per group and unit: mean over images of |sum over positions of a * dC/da| (Molchanov et al. 2017).
+    def producers(self) -> Mapping[str, nn.Module]:
+        """Convolution and linear layers that make a group's channels or carry them along, by weight path."""
+        pieces = (piece for group in self.space.groups for piece in group.slices)
+        made = [piece for piece in pieces if piece.role != "in" and piece.tensor == "weight"]
+        layers = {piece.path: self.model.get_submodule(piece.module) for piece in made}
+        return {path: layer for path, layer in layers.items() if isinstance(layer, nn.Linear | _ConvNd)}
 
-        The activation a is what the group's consumers read; the loss C is cross-entropy with the labels,
-        or with the network's own answers where a batch has no class labels. None for a group none of whose
-        consumers is a convolution or linear layer that runs as a module.
+    @cached_property
+    def activations(self) -> Mapping[str, Activation]:
+        """Zeros, magnitude and deviation of the producers' feature maps, by weight path, in one pass.
+
+        Missing are layers that never run, and all but one of those that share a map.
         """
-        totals: list[Matrix | None] = [None] * len(self.space)
-        images = 0
-        for inputs, labels in self.batches:
-            slopes, count = self._slopes(inputs, labels)
-            images += count
-            for at, group in enumerate(self.space.groups):
-                effect = self._first_order(group, slopes)
-                if effect is not None:
-                    totals[at] = effect + (0.0 if (before := totals[at]) is None else before)
-        return tuple(None if total is None else total / images for total in totals)
+        return feature_maps.pool(self.model, self.producers, self.batches)
 
-    def _slopes(self, inputs: Any, labels: Any) -> tuple[dict[str, Matrix], int]:
-        """Per consumer: sum over positions of a * dC/da, (images, channels), C summed over the batch's images.
+    def ranks(self, images: int) -> Mapping[str, FeatureRank]:
+        """Average ranks of the producers' feature maps over the first ``images`` images, by weight path."""
+        if images not in self._ranks:
+            self._ranks[images] = feature_maps.ranks(self.model, self.producers, self.batches, images)
+        return self._ranks[images]
 
-        It is the derivative by a gate, a factor of one on each channel of each image. Also the number of images.
+    def effects(self, target: Target = "labels") -> tuple[Effects | None, ...]:
+        """Per group, the first-order effects of scaling its channels on the loss of each image, in one pass.
+
+        The loss is cross-entropy with the labels (``target="labels"``) or with the network's own answers
+        (``"answers"``). None for a group none of whose consumers is a convolution or linear layer that runs as a
+        module.
         """
-        gates: dict[str, Tensor] = {}
-
-        def gate(path: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-            if not inputs:
-                return None
-            x = inputs[0]
-            channels = x.dim() - 1 if isinstance(layer, nn.Linear) else 1
-            shape = [size if axis in (0, channels) else 1 for axis, size in enumerate(x.shape)]
-            if path not in gates:  # a layer that is called twice has one gate
-                gates[path] = torch.ones(shape[0], shape[channels], dtype=x.dtype, device=x.device, requires_grad=True)
-            return (x * gates[path].reshape(shape), *inputs[1:])
-
-        device = next(self.model.parameters()).device
-        with ExitStack() as hooks, torch.enable_grad(), evaluating(self.model):
-            for path, layer in self.consumers.items():
-                hooks.enter_context(layer.register_forward_pre_hook(partial(gate, path)))
-            answer = logits(call(self.model, to(inputs, device)))
-            target = class_labels(labels)
-            target = answer.detach().argmax(1) if target is None else target.to(device)
-            loss = functional.cross_entropy(answer, target, reduction="sum")
-            found = torch.autograd.grad(loss, list(gates.values()), allow_unused=True) if gates else ()
-        slopes = {}
-        for path, slope in zip(gates, found, strict=True):
-            if slope is not None:
-                # where the first axis counts more than images (windows, say), an image's entries follow each other
-                images = len(answer) if len(slope) % len(answer) == 0 else 1
-                slopes[path] = slope.reshape(images, -1, slope.shape[1]).sum(1).cpu().double().numpy()
-        return slopes, len(answer)
-
-    def _first_order(self, group: Group, slopes: Mapping[str, Matrix]) -> Matrix | None:
-        """Sum over images of the absolute first-order effect of each unit, all consumers together."""
-        effects = []
-        for piece in group.slices:
-            if piece.role == "in" and piece.path in slopes:
-                slope = slopes[piece.path]
-                parts = int(getattr(self.consumers[piece.path], "groups", 1))
-                starts = np.arange(parts) * (slope.shape[1] // parts)
-                channels = (starts[:, None, None] + piece.positions).swapaxes(0, 1).reshape(group.units, -1)
-                effects.append(slope[:, channels].sum(2))
-        if not effects:
-            return None
-        total: Matrix = np.abs(sum(effects)).sum(0)
-        return total
-
-
-def class_labels(labels: Any) -> Tensor | None:
-    """The batch's class numbers; None where it has none."""
-    if isinstance(labels, Tensor) and labels.dim() == 1 and not labels.is_floating_point():
-        return labels.long()
-    return None
+        if target not in self._effects:
+            self._effects[target] = slopes.effects(self.model, self.space, self.consumers, self.batches, target)
+        return self._effects[target]
 
 
 def _notice(message: str) -> None:

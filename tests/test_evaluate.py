@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from autoprune import recover
+from autoprune import criteria, recover
 from autoprune.cost import costs
 from autoprune.errors import UserError
 from autoprune.evaluate import Evaluator, fixed_threads
@@ -391,7 +391,7 @@ def other_space() -> Evaluator:
 
 OTHERS = {
     "criterion": lambda: make(criterion="l1"),
-    "criterion option": lambda: make(criterion=partial(recover.none, ridge=1)),
+    "criterion option": lambda: make(criterion=partial(criteria.obs, ridge=0.1)),
     "recovery": lambda: make(recovery="recalibrate_bn"),
     "recovery option": lambda: make(recovery=partial(recover.recalibrate_bn, images=64)),
     "another recovery option": lambda: make(recovery=partial(recover.recalibrate_bn, images=65)),
