@@ -1,4 +1,4 @@
-"""``autoprune latency``: time networks, measure tables for a device, read those of others, see how well they predict."""
+"""``autoprune latency``: time networks, measure tables for a device, read others', see how well they predict."""
 
 from __future__ import annotations
 
@@ -192,7 +192,9 @@ def import_(
     dtype: Dtype = None,
     memory_format: MemoryFormat = None,
     backend: Backend = None,
-    machine: Annotated[str, typer.Option(help="the device that a .csv was measured on")] = "elsewhere",
+    machine: Annotated[
+        str | None, typer.Option(help="the device that a .csv was measured on [that of the table, or elsewhere]")
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Merge tables that were measured elsewhere; where two have the same signature, the later one decides.
@@ -206,7 +208,9 @@ def import_(
     for path in sources:
         if path.suffix == ".csv":
             entries = {entry.signature: entry for entry in read_csv(path)}
-            read = Table(conditions if table is None else table.conditions, {"name": machine}, entries)
+            known = {"name": "elsewhere"} if table is None else dict(table.machine)
+            name = {**known, "name": machine} if machine else known
+            read = Table(conditions if table is None else table.conditions, name, entries)
         else:
             read = Table.load(path)
         table = read if table is None else table.merged(read)

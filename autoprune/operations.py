@@ -2,7 +2,7 @@
 
 A network is run once as it is and once per group with that group cut, on the meta device where it can be, so that
 nothing is computed. All lengths of all tensors are affine in the kept counts, so these runs tell them for every scheme:
-length = rest + sum over groups of slope_g * kept_g. A run with everything cut proves it.
+length = rest + sum over groups of slope_g * kept_g. Further runs, with everything cut and with random counts, prove it.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from autoprune.errors import UserError
-from autoprune.forward import Example, batch_size, call, evaluating, repeated, to
+from autoprune.forward import Example, call, evaluating, repeated, to
 from autoprune.scheme import Scheme
 from autoprune.slicing import named_tensors, prune, with_tensors
 from autoprune.space import SearchSpace
 
 HELD = 1 << 60  # of a storage that outlives the forward pass
 INPUT, WEIGHT = -1, -2  # who made storages that were there before
+PROOFS = 2  # random schemes on which the lengths are checked
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,11 @@ class _Tape:
 
     @property
     def course(self) -> list[Any]:
-        """What is the same in every run, if the code takes the same way."""
-        return [(o.function, o.spec, len(o.made), o.view) for o in self.operations]
+        """What is the same in every run, if the code takes the same way.
+
+        Not whether a call is a view: a shuffle of one channel a group moves nothing and copies nothing.
+        """
+        return [(o.function, o.spec, len(o.made)) for o in self.operations]
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,14 +161,14 @@ def record(model: nn.Module, example: Example, space: SearchSpace, batch: int = 
         if least < group.width:
             cut = run(space.dense.replace(g, least), f"{group.name} keeps {least} channels")
             slope[:, g] = (sizes - cut) / (group.width - least)
-    found = Operations(
-        tuple(dense.operations), tuple(dense.storages), sizes - slope @ space.widths, slope, batch_size(example) * batch
-    )
-    smallest = run(space.smallest, "every group is cut")
-    wrong = np.flatnonzero(np.abs(found.sizes(space.smallest.kept) - smallest) > 1e-6)
-    if len(wrong):
-        at = next(o for o in found.calls if _reaches(o, int(wrong[0])))
-        raise UserError(f"sizes of {at.name} are no sum over the groups: costs cannot be told from a scheme")
+    found = Operations(tuple(dense.operations), tuple(dense.storages), sizes - slope @ space.widths, slope, batch)
+    generator = np.random.default_rng(0)
+    for rates in (np.zeros(len(space)), *generator.uniform(size=(PROOFS, len(space)))):
+        scheme = space.floor(rates)
+        wrong = np.flatnonzero(np.abs(found.sizes(scheme.kept) - run(scheme, "every group is cut")) > 1e-6)
+        if len(wrong):
+            at = next(o for o in found.calls if _reaches(o, int(wrong[0])))
+            raise UserError(f"sizes of {at.name} are no sum over the groups: costs cannot be told from a scheme")
     return found
 
 
@@ -192,7 +196,7 @@ def _recorder(model: nn.Module, example: Example, space: SearchSpace) -> Callabl
 
 def _shape_alone(func: Any, args: tuple[Any, ...]) -> Any:
     """What an operator returns on the meta device, where that is known without asking; torch takes milliseconds."""
-    if not args or not isinstance(args[0], Tensor) or args[0].device.type != "meta":
+    if not args or not isinstance(args[0], Tensor) or args[0].device.type != "meta" or not args[0].is_contiguous():
         return None
     if func.__name__ in ("relu_.default", "hardtanh_.default", "silu_.default", "hardswish_.default"):
         return args[0]

@@ -26,9 +26,9 @@ def eager(network: nn.Module, inputs: Example, threads: int) -> Callable[[], Any
 
 def compiled(network: nn.Module, inputs: Example, threads: int) -> Callable[[], Any]:
     """``torch.compile`` with its default settings; the first call compiles."""
-    torch._dynamo.reset()  # noqa: SLF001 - every width is a network of its own, none a reason for dynamic shapes
-    function = torch.compile(network, dynamic=False)
-    return lambda: call(function, inputs)  # type: ignore[arg-type]
+    # Every width is a network of its own: no reason for dynamic shapes, nor to look through the code of the others.
+    function = torch.compile(network, dynamic=False, isolate_recompiles=True)  # type: ignore[call-overload]
+    return lambda: call(function, inputs)
 
 
 def onnxruntime(network: nn.Module, inputs: Example, threads: int) -> Callable[[], Any]:
@@ -37,23 +37,25 @@ def onnxruntime(network: nn.Module, inputs: Example, threads: int) -> Callable[[
         import onnxruntime as ort  # type: ignore[import-untyped]
     except ImportError:
         raise UserError("backend 'onnxruntime' needs more packages: pip install 'autoprune[onnx]'") from None
-    if not isinstance(inputs, torch.Tensor):
-        raise UserError(f"backend 'onnxruntime' takes one tensor as input, not a {type(inputs).__name__}")
+    tensors = (inputs,) if isinstance(inputs, torch.Tensor) else inputs
+    if not isinstance(tensors, tuple | list) or not all(isinstance(value, torch.Tensor) for value in tensors):
+        raise UserError(f"backend 'onnxruntime' takes tensors as input, not a {type(inputs).__name__}")
+    tensors = tuple(value.contiguous() for value in tensors)
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.onnx"
-        _export(network, inputs, path)
+        _export(network, tensors, path)
         session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    feed = {session.get_inputs()[0].name: inputs.contiguous().cpu().numpy()}
+    feed = {told.name: value.cpu().numpy() for told, value in zip(session.get_inputs(), tensors, strict=True)}
     return lambda: session.run(None, feed)
 
 
-def _export(network: nn.Module, inputs: torch.Tensor, path: Path) -> None:
+def _export(network: nn.Module, inputs: tuple[torch.Tensor, ...], path: Path) -> None:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(network, (inputs.contiguous(),), path, dynamo=True, verbose=False)
+        torch.onnx.export(network, inputs, path, dynamo=True, verbose=False)
 
 
 BACKENDS: Mapping[str, Backend] = {"eager": eager, "compile": compiled, "onnxruntime": onnxruntime}

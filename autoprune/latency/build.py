@@ -12,9 +12,7 @@ from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from autoprune.errors import UserError
@@ -43,20 +41,27 @@ class _Bench:
     """Measures points of signatures, and remembers them in a file as they arrive."""
 
     operations: Operations
-    whole: NDArray[np.float64]  # its sizes with nothing cut
+    space: SearchSpace
     conditions: Conditions
     journal: Path
     tell: Tell
 
     def __post_init__(self) -> None:
         self.known: dict[tuple[str, Lengths], float] = {}
-        if self.journal.is_file():
-            for line in self.journal.read_text(encoding="utf-8").splitlines():
-                try:
-                    signature, lengths, ms = json.loads(line)
-                except ValueError:  # the last line of a build that was killed
-                    continue
-                self.known[signature, tuple(lengths)] = float(ms)
+        told = json.dumps({"conditions": self.conditions.to_dict(), "machine": machine(self.conditions.device)["name"]})
+        lines = self.journal.read_text(encoding="utf-8").split("\n") if self.journal.is_file() else [""]
+        if len(lines) == 1:
+            self.journal.write_text(told + "\n", encoding="utf-8")
+        elif lines[0] != told:
+            raise UserError(
+                f"{self.journal} is of a build that was stopped, under other conditions or on another machine: "
+                f"{lines[0]}; finish that one, remove the file, or write another table"
+            )
+        for line in lines[1:-1]:
+            signature, lengths, ms = json.loads(line)
+            self.known[signature, tuple(lengths)] = float(ms)
+        if lines[-1]:  # a build that was killed while it wrote
+            self.journal.write_text("\n".join([*lines[:-1], ""]), encoding="utf-8")
 
     def __call__(self, unit: Unit, points: Iterable[Lengths], repeats: int = REPEATS) -> dict[Lengths, float]:
         """Milliseconds at each point; those not known yet are measured in turns."""
@@ -73,7 +78,7 @@ class _Bench:
         return {lengths: self.known[unit.signature, lengths] for lengths in wanted}
 
     def _run(self, unit: Unit, lengths: Lengths) -> stopwatch.Run:
-        sizes = unit.sizes(self.operations, lengths, self.whole)
+        sizes = unit.sizes(self.operations, lengths, self.space)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             replay = Replay(unit, sizes)
@@ -92,9 +97,10 @@ def build(
 ) -> Table:
     """A table for every scheme of ``space``, calibrated on whole networks and saved at ``path``.
 
-    ``known`` is extended where it lacks something. Points are kept as they are measured: a build that was stopped goes
-    on where it was. ``tell(event, facts)`` hears "estimate" (``seconds``, ``points``, ``signatures``) before the work
-    begins, then "points" and "calibrated".
+    ``known`` is extended where it lacks something, and its points are not measured again; where it lacks nothing it is
+    left as it is, its correction too. Points are kept as they are measured: a build that was stopped goes on where it
+    was. ``tell(event, facts)`` hears "estimate" (``seconds``, ``points``, ``signatures``) after one point of each
+    signature and before all others, and "points" and "calibrated" as it goes on.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -105,13 +111,19 @@ def build(
     reason = table.differs(conditions, here)
     if reason:
         raise UserError(f"{reason}: its points do not go with new ones; build another table")
-    first = {unit.signature: unit for unit in found}
-    wanted = {
-        signature: first[signature] for signature in table.missing(first) + _short(table, found, operations, space)
-    }
-    bench = _Bench(operations, operations.sizes(space.dense.kept), conditions, path.with_suffix(".points.jsonl"), tell)
+    ranges = spans(found, operations, space)
+    sizes = operations.sizes(space.dense.kept)
+    widest = {unit.signature: unit for unit in sorted(found, key=lambda unit: unit.lengths(sizes))}
+    missing = table.missing(ranges)
+    short = [s for s in ranges if s in table.entries and _short(table.entries[s], ranges[s])]
+    wanted = {signature: widest[signature] for signature in missing + short}
+    bench = _Bench(operations, space, conditions, path.with_suffix(".points.jsonl"), tell)
+    for signature in short:
+        entry = table.entries[signature]
+        bench.known |= {(signature, lengths): ms for lengths, ms in entry.points.items()}
+        if not wanted[signature].entries:
+            ranges[signature] = _joined(entry, ranges[signature])
     with conditions.held(), torch.inference_mode():
-        ranges = spans(found, operations, space)
         largest = {s: tuple(high for _, high, _ in ranges[s]) for s in wanted}
         dense, spent = {}, {}
         for signature, unit in wanted.items():
@@ -119,27 +131,32 @@ def build(
             dense[signature] = bench(unit, [largest[signature]])[largest[signature]]
             spent[signature] = time.perf_counter() - start
         counts = Counter(unit.signature for unit in found)
-        whole = sum(dense[s] * counts[s] for s in wanted) or 1.0
+        there = {s: table.entries[s](tuple(high for _, high, _ in ranges[s])) for s in ranges if s not in wanted}
+        whole = sum(ms * counts[s] for s, ms in (dense | there).items())
         tell("estimate", _estimate(ranges, dense, spent, counts, whole))
         entries = {s: _entry(bench, unit, ranges[s], whole / counts[s]) for s, unit in wanted.items()}
     table = Table(conditions, here, {**table.entries, **entries}, table.calibrations)
     table.save(path)
-    table = calibrated(table, model, example, space, operations, tell=tell)
-    table.save(path)
+    if wanted or space.fingerprint not in table.calibrations:
+        table = calibrated(table, model, example, space, operations, tell=tell)
+        table.save(path)
     bench.journal.unlink(missing_ok=True)
     return table
 
 
-def _short(table: Table, found: Sequence[Unit], operations: Operations, space: SearchSpace) -> list[str]:
-    """Signatures whose entries end before this network's lengths do."""
-    high = operations.sizes(space.dense.kept)
-    return list(
-        dict.fromkeys(
-            unit.signature
-            for unit in found
-            if (entry := table.entries.get(unit.signature)) is not None
-            and any(length > axis[-1] for axis, length in zip(entry.axes, unit.lengths(high), strict=True))
-        )
+def _short(entry: Entry, ranges: Sequence[tuple[int, int, int]]) -> bool:
+    """Whether an entry begins after the least length of a network, or ends before the greatest."""
+    return any(
+        high > axis[-1] or min(-(-low // stair) * stair, axis[-1]) < axis[0]
+        for axis, stair, (low, high, _) in zip(entry.axes, entry.stairs, ranges, strict=True)
+    )
+
+
+def _joined(entry: Entry, ranges: Sequence[tuple[int, int, int]]) -> tuple[tuple[int, int, int], ...]:
+    """What a network and an entry span together."""
+    return tuple(
+        (min(low, axis[0]), max(high, axis[-1]), step)
+        for axis, (low, high, step) in zip(entry.axes, ranges, strict=True)
     )
 
 
@@ -162,7 +179,7 @@ def _entry(bench: _Bench, unit: Unit, ranges: Sequence[tuple[int, int, int]], wh
             step = stairs.find(neighbours, times(neighbours, top))
         lines = _lines(low, high, step, lambda lengths: times(lengths, top), MATTERS * whole)
         if len(ranges) > 1 and matters:  # the other letter may bend this one elsewhere when it is small
-            middle = tuple((a + b) // 2 for a, b, _ in ranges)
+            middle = tuple(min(-(-(a + b) // (2 * s)) * s, b) for a, b, s in ranges)
             lines = sorted({*lines, *_lines(low, high, step, lambda lengths: times(lengths, middle), MATTERS * whole)})  # noqa: B023
         steps.append(step)
         axes.append(lines)

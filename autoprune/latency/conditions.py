@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from autoprune.errors import UserError
 from autoprune.forward import Example, repeated, to
@@ -40,11 +41,16 @@ class Conditions:
 
     def __post_init__(self) -> None:
         for name, known in (("dtype", DTYPES), ("memory_format", FORMATS), ("backend", backends.BACKENDS)):
-            if getattr(self, name) not in known:
+            if getattr(self, name) not in list(known):
                 raise UserError(f"{name} {getattr(self, name)!r} is unknown: use one of {', '.join(known)}")
         for name in ("batch", "threads"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} = {getattr(self, name)}: at least 1 is needed")
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise UserError(f"{name} = {value!r}: a whole number of at least 1 is needed")
+        try:
+            torch.device(self.device)
+        except (RuntimeError, TypeError):
+            raise UserError(f"device {self.device!r} is unknown: use cpu, cuda, cuda:1 or mps") from None
         if torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
             raise UserError(f"device {self.device!r}: torch sees no CUDA device here")
 
@@ -61,15 +67,13 @@ class Conditions:
                 raise UserError(f"condition {key!r} is unknown: known are {', '.join(sorted(known))}")
         return cls(**record)
 
-    def runs(self, networks: Mapping[str, nn.Module], example: Example) -> dict[str, Run]:
-        """Calls that run a copy of each network, in evaluation mode, on random input of the example's shape."""
-        inputs = self.place(repeated(example, self.batch))
-        return {name: self.run(network, inputs) for name, network in networks.items()}
+    def run(self, network: nn.Module, inputs: Example, *, own: bool = False) -> Run:
+        """A call that runs a copy of the network, in evaluation mode, on input that is in its place.
 
-    def run(self, network: nn.Module, inputs: Example) -> Run:
-        """A call that runs a copy of the network, in evaluation mode, on input that is in its place."""
+        With ``own`` it is the network itself, which is moved and converted.
+        """
         dtype, layout = DTYPES[self.dtype], FORMATS[self.memory_format]
-        placed = copy.deepcopy(network).eval().to(self.device, dtype)
+        placed = (network if own else copy.deepcopy(network)).eval().to(self.device, dtype)
         placed = placed.to(memory_format=layout)
         run = backends.BACKENDS[self.backend](placed, inputs, self.threads)
         try:
@@ -87,16 +91,25 @@ class Conditions:
     def place(self, example: Example) -> Any:
         """The example on this device, in this type and layout."""
         placed = to(example, self.device, DTYPES[self.dtype])
-        if self.memory_format == "channels_last" and isinstance(placed, torch.Tensor) and placed.dim() == 4:
-            return placed.to(memory_format=torch.channels_last)
-        return placed
+        if self.memory_format == "contiguous":
+            return placed
+        return tree_map_only(
+            torch.Tensor, lambda t: t.to(memory_format=torch.channels_last) if t.dim() == 4 else t, placed
+        )
 
     def measure(
-        self, networks: Mapping[str, nn.Module], example: Example, repeats: int = stopwatch.REPEATS
+        self,
+        networks: Mapping[str, nn.Module],
+        example: Example,
+        repeats: int = stopwatch.REPEATS,
+        *,
+        own: bool = False,
     ) -> dict[str, Timing]:
-        """How long one forward pass of each network takes."""
+        """How long one forward pass of each network takes, on the example's samples; ``own`` is as in :meth:`run`."""
         with self.held():
-            return stopwatch.measure(self.runs(networks, example), self.clock, repeats)
+            inputs = self.place(repeated(example, self.batch))
+            runs = {name: self.run(network, inputs, own=own) for name, network in networks.items()}
+            return stopwatch.measure(runs, self.clock, repeats)
 
     @property
     def clock(self) -> stopwatch.Clock:

@@ -17,6 +17,8 @@ from autoprune.operations import Operations, Volumes
 from autoprune.scheme import Scheme
 from autoprune.space import SearchSpace
 
+DEAR = 0.05
+"""A width between two stairs is left out if it takes this share of the way between them more than its own."""
 LAYERS = ("conv", "linear", "addmm", "matmul", "bmm")
 FEATURES = ("layers", "others", "megabytes", "calls")
 """What a prediction is made of: milliseconds of layers and of all other pieces, weights, and a constant."""
@@ -83,6 +85,21 @@ class TableLatency:
             times[1] += sum(self._time(unit.signature, unit.lengths(sizes)) for unit in self._bulky)
         return np.array([*times, 4e-6 * float(self._parameters(kept).sum()), 1.0])
 
+    def ends(self, space: SearchSpace, group: int) -> set[int]:
+        """The counts of a group at which a stair of some piece ends, the other groups being whole."""
+        counts, step = space.groups[group].counts, space.groups[group].unit
+        whole = np.tile(np.asarray(space.widths, dtype=np.float64), (len(counts), 1))
+        whole[:, group] = counts
+        lengths = np.rint(self._rest + whole @ self._slope.T).astype(np.int64)
+        stairs = [stair for signature, _, _ in self._pieces for stair in self.table.entries[signature].stairs]
+        found: set[int] = set()
+        for column, (stair, slope) in enumerate(zip(stairs, self._slope[:, group], strict=True)):
+            if stair > slope * step > 0:
+                found |= {
+                    count for count, length in zip(counts, lengths[:, column], strict=True) if length % stair == 0
+                }
+        return found
+
     def _time(self, signature: str, lengths: Lengths) -> float:
         known = self._known.get((signature, lengths))
         if known is None:
@@ -93,14 +110,21 @@ class TableLatency:
 def liked(space: SearchSpace, latency: TableLatency) -> SearchSpace:
     """The space without the widths that the hardware does not reward.
 
-    A count goes where the next legal one is as fast, the other groups being whole: at equal latency the wider layer
-    wins. The smallest latency of every group stays within reach.
+    A count goes where the next legal one is as fast, and where it lies between two ends of stairs and takes longer than
+    its share of the way from one to the other: who pays for a stair gets it whole. The other groups are whole then.
+    The smallest latency of every group stays within reach.
     """
     groups = []
     for g, group in enumerate(space.groups):
-        times = [latency(space.dense.replace(g, count)) for count in group.counts]
-        flat = [1e-9 + times[-1] * 1e-6 >= after - before for before, after in pairwise(times)]
-        groups.append(
-            replace(group, counts=tuple(c for c, same in zip(group.counts, [*flat, False], strict=True) if not same))
-        )
+        times = {count: latency(space.dense.replace(g, count)) for count in group.counts}
+        least = 1e-9 + times[group.counts[-1]] * 1e-6
+        flat = {a for a, b in pairwise(group.counts) if times[b] - times[a] <= least}
+        ends = sorted({group.counts[0], *latency.ends(space, g), group.counts[-1]})
+        dear = {c for a, b in pairwise(ends) for c in group.counts if a < c < b and _dear(times, a, c, b)}
+        groups.append(replace(group, counts=tuple(c for c in group.counts if c not in flat | dear)))
     return replace(space, groups=tuple(groups))
+
+
+def _dear(times: Mapping[int, float], a: int, count: int, b: int) -> bool:
+    rise = times[b] - times[a]
+    return times[count] - times[a] > rise * ((count - a) / (b - a) + DEAR)

@@ -42,13 +42,13 @@ def predictor(
     strict: bool = False,
     folder: Path | str = "runs",
     tell: Tell = lambda event, facts: None,
-) -> tuple[TableLatency, Meter]:
+) -> tuple[TableLatency, Meter | None]:
     """The predicted latency of every scheme of ``space``, in milliseconds, and how networks are timed for real.
 
     ``source`` is a table, the path of one, or ``function(network) -> ms`` for a device elsewhere. Without a table one
     is built in ``folder`` under ``conditions``, or found there; for a function it is corrected by what the function
     says of a few networks. A table made under other conditions or on another machine gives a warning, or with
-    ``strict`` an error.
+    ``strict`` an error; networks are not timed here for a device that is not here (no meter).
     """
     remote = source if callable(source) else None
     path: Path | None = None
@@ -62,11 +62,13 @@ def predictor(
         path = Path(folder) / default_name(conditions)
         known = Table.load(path) if path.is_file() else None
         table = build(model, example, space, conditions, path, known=known, tell=tell)
-    _check(table, conditions, strict)
+    foreign = _check(table, conditions, strict)
     found = units(operations)
     raw = TableLatency(operations, found, table)
     key = space.fingerprint if remote is None else f"{space.fingerprint}:{stable_name(remote)}"
     timer = meter.here(table.conditions, example) if remote is None else meter.elsewhere(remote)
+    if foreign and remote is None:
+        return raw.corrected(weights_of(table, key)) if key in table.calibrations else raw, None
     if key not in table.calibrations:
         if remote is None:
             table = calibrated(table, model, example, space, operations, tell=tell)
@@ -96,12 +98,25 @@ def default_name(conditions: Conditions) -> str:
     return f"latency-{slug}-{hashlib.sha256(told.encode()).hexdigest()[:8]}.json"
 
 
-def _check(table: Table, conditions: Conditions | None, strict: bool) -> None:
-    reason = table.differs(conditions or table.conditions, machine((conditions or table.conditions).device))
+def _check(table: Table, conditions: Conditions | None, strict: bool) -> bool:
+    """Whether the table is of another machine."""
+    wanted = conditions or table.conditions
+    try:
+        here = machine(wanted.device)
+    except (RuntimeError, AssertionError):  # no such device here
+        here = {"name": "this machine, which has no such device"}
+    reason = table.differs(wanted, here)
+    foreign = table.differs(table.conditions, here) is not None
     if reason and strict:
         raise UserError(f"{reason}: build one here, or leave --strict out")
-    if reason:
+    if foreign:
+        warnings.warn(
+            f"{reason}: the answer is predicted to meet the budget, but not timed; --latency-function asks the device",
+            stacklevel=2,
+        )
+    elif reason:
         warnings.warn(f"{reason}: its predictions may be off", stacklevel=2)
+    return foreign
 
 
 def _taught(table: Table, key: str, raw: TableLatency, timer: Meter, model: nn.Module, space: SearchSpace) -> Table:

@@ -10,32 +10,44 @@ from numpy.typing import NDArray
 STEPS = (32, 16, 8, 4, 2)
 """How many neighbouring lengths one stair may span."""
 CLEARER = 0.5
-"""Stairs must leave at most this share of what a straight line leaves unexplained."""
+"""Flat stairs must leave at most this share of what a straight line leaves unexplained."""
+EXACT = 1e-3
+"""No timing is believed to be more exact than this, relative to the mean."""
 
 
 def find(lengths: Sequence[int], ms: Sequence[float]) -> int:
     """The step of the staircase that times at neighbouring ascending lengths stand on; the lengths' own step if none.
 
-    Stairs end at multiples of their step and may be of any height. They are believed where they explain the times
-    clearly better than a straight line does, after both have paid for their parameters (adjusted residuals).
+    Stairs end at multiples of their step, may be of any height, and may rise a little on their own. They are believed
+    where flat ones explain the times clearly better than a straight line does, after both have paid for their
+    parameters (adjusted residuals). A staircase of 8 is also one of 4: among those that are believed the Bayesian
+    information criterion (Schwarz 1978) decides.
     """
-    times, spacing = np.asarray(ms, dtype=np.float64), lengths[1] - lengths[0]
-    line = _unexplained(times, np.vander(np.asarray(lengths, dtype=np.float64), 2))
-    best, left = spacing, CLEARER * line
+    at, times = np.asarray(lengths, dtype=np.float64), np.asarray(ms, dtype=np.float64)
+    spacing = lengths[1] - lengths[0]
+    if len(at) < 3:
+        return spacing
+    line = np.vander(at, 2)
+    believed = CLEARER * _residual(times, line) / (len(at) - 2)
+    least = len(at) * (EXACT * times.mean()) ** 2
+    best, least_criterion = spacing, _criterion(times, line, least)
     for many in STEPS:
-        step = many * spacing
-        stairs = -(-np.asarray(lengths) // step)
-        counts = np.unique(stairs, return_counts=True)[1]
-        if len(counts) < 2 or counts.max() < 2:
+        stairs = -(-np.asarray(lengths) // (many * spacing))
+        flat = (stairs[:, None] == np.unique(stairs)).astype(np.float64)
+        if flat.shape[1] < 2 or flat.sum(0).max() < 2:
             continue
-        found = _unexplained(times, (stairs[:, None] == np.unique(stairs)).astype(np.float64))
-        if found < left:
-            best, left = step, found
+        criterion = _criterion(times, np.column_stack([flat, at]), least)
+        if _residual(times, flat) / (len(at) - flat.shape[1]) < believed and criterion < least_criterion:
+            best, least_criterion = many * spacing, criterion
     return best
 
 
-def _unexplained(times: NDArray[np.float64], design: NDArray[np.float64]) -> float:
-    """Residual variance of a least-squares fit, per degree of freedom that is left."""
+def _residual(times: NDArray[np.float64], design: NDArray[np.float64]) -> float:
+    """What a least-squares fit leaves, squared and summed."""
     solution = np.linalg.lstsq(design, times, rcond=None)[0]
-    free = len(times) - design.shape[1]
-    return float(((times - design @ solution) ** 2).sum() / free) if free > 0 else float("inf")
+    return float(((times - design @ solution) ** 2).sum())
+
+
+def _criterion(times: NDArray[np.float64], design: NDArray[np.float64], least: float) -> float:
+    number, parameters = design.shape
+    return float(number * np.log(max(_residual(times, design), least) / number) + parameters * np.log(number))

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,8 @@ class Timing:
 
 def measure(runs: Mapping[str, Run], clock: Clock, repeats: int = REPEATS, warm_up: int = WARM_UP) -> dict[str, Timing]:
     """How long every run takes. Repeats are interleaved: a slow spell of the machine falls on all alike."""
+    if repeats < 1:
+        raise UserError(f"{repeats} repeats: at least 1 measurement is needed")
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     numbers = dict.fromkeys(runs, 1)
     with torch.inference_mode():
@@ -96,7 +99,7 @@ def too_noisy(timings: Mapping[str, Timing]) -> str | None:
 def clock(device: torch.device) -> Clock:
     """The way to time a call on a device: events of its stream on CUDA, else the wall clock."""
     if device.type == "cuda":
-        return _events
+        return partial(_events, torch.cuda.current_stream(device))
     if device.type == "mps":
         return _synchronised
     if device.type == "cpu":
@@ -118,10 +121,10 @@ def _synchronised(run: Run) -> float:
     return time.perf_counter() - start
 
 
-def _events(run: Run) -> float:
+def _events(stream: torch.cuda.Stream, run: Run) -> float:
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
+    start.record(stream)
     run()
-    end.record()
+    end.record(stream)
     end.synchronize()
     return float(start.elapsed_time(end)) / 1e3

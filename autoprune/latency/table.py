@@ -15,6 +15,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,11 @@ class Entry:
         letters = {len(lengths) for lengths in self.points}
         if len(letters) != 1 or max(letters) > 2:
             raise UserError(f"latency table, {self.signature}: every point needs the same one or two lengths, or none")
+        if self.stairs and (len(self.stairs) not in letters or min(self.stairs) < 1):
+            raise UserError(f"latency table, {self.signature}: stairs {list(self.stairs)} are not one step per length")
         for lengths, ms in self.points.items():
+            if min(lengths, default=0) < 0:
+                raise UserError(f"latency table, {self.signature} at {_named(lengths)}: no length is negative")
             if not (math.isfinite(ms) and ms > 0):
                 raise UserError(
                     f"latency table, {self.signature} at {_named(lengths)}: {ms} ms is no positive time; "
@@ -108,9 +113,9 @@ class Entry:
     def from_dict(cls, record: Mapping[str, Any]) -> Entry:
         """Read a record of :meth:`to_dict`."""
         try:
-            points = {tuple(int(n) for n in point[:-1]): float(point[-1]) for point in record["points"]}
-            return cls(str(record["signature"]), points, tuple(int(n) for n in record.get("stairs", ())))
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+            points = {tuple(index(n) for n in point[:-1]): float(point[-1]) for point in record["points"]}
+            return cls(str(record["signature"]), points, tuple(index(n) for n in record.get("stairs", ())))
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise UserError(f"latency table: an entry cannot be read ({type(error).__name__}: {error})") from error
 
 
@@ -136,13 +141,19 @@ class Table:
         return [signature for signature in dict.fromkeys(signatures) if signature not in self.entries]
 
     def merged(self, other: Table) -> Table:
-        """Both tables in one; where they overlap, ``other`` decides."""
+        """Both tables in one; where they overlap, ``other`` decides. What was fitted to replaced entries is dropped."""
         if other.conditions != self.conditions:
             raise UserError(
                 f"tables of other conditions do not mix: {self.conditions} and {other.conditions}; keep them apart"
             )
-        calibrations = {**self.calibrations, **other.calibrations}
-        return Table(self.conditions, other.machine, {**self.entries, **other.entries}, calibrations)
+        if self.machine.get("name") != other.machine.get("name"):
+            raise UserError(
+                f"tables of two machines do not mix: {self.machine.get('name')} and {other.machine.get('name')}; keep "
+                "them apart, or name the machine of a .csv with --machine"
+            )
+        calibrations = dict(other.calibrations if set(self.entries) & set(other.entries) else self.calibrations)
+        calibrations |= other.calibrations
+        return Table(self.conditions, self.machine, {**self.entries, **other.entries}, calibrations)
 
     def differs(self, conditions: Conditions, machine: Mapping[str, str]) -> str | None:
         """How these differ from what the table was made for, in words."""
@@ -184,6 +195,9 @@ class Table:
             raise UserError(f"{path} is no latency table: its format is not {FORMAT!r}")
         if record.get("version") != VERSION:
             raise UserError(f"latency table {path} has version {record.get('version')!r}, this program reads {VERSION}")
+        for key, kind in (("entries", list), ("conditions", dict), ("machine", dict), ("calibrations", dict)):
+            if not isinstance(record.get(key, kind()), kind):
+                raise UserError(f"latency table {path}: {key} is a {type(record[key]).__name__}, not a {kind.__name__}")
         entries = [Entry.from_dict(entry) for entry in record.get("entries", [])]
         return cls(
             Conditions.from_dict(record.get("conditions", {})),

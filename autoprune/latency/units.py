@@ -8,6 +8,7 @@ all its sizes, with a letter for every length that depends on the scheme:
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_unflatten
 
-from autoprune.operations import Operand, Operation, Operations, Size
+from autoprune.operations import Operand, Operation, Operations, Size, Volumes
+from autoprune.scheme import Scheme
 from autoprune.space import SearchSpace
 
 _PLAIN = (
@@ -40,6 +42,7 @@ _PLAIN = (
 FOLLOWS = frozenset(["batch_norm", "gelu", "prelu", "dropout", "dropout_", *_PLAIN, *(f"{name}_" for name in _PLAIN)])
 """Operators that take the shape of what they read and may be done in one go with what made it."""
 LETTERS = 2  # lengths that a table has an axis for; beyond, pieces are told apart by how many entries they read
+RATES = 256  # how finely a network is narrowed to read a given number of entries
 NUMBERS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -68,17 +71,37 @@ class Unit:
             return (round(sum(float(sizes[place].prod()) for place in self._read)),)
         return tuple(round(float(sizes[place])) for place in self.letters)
 
-    def sizes(self, operations: Operations, lengths: Sequence[int], whole: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Sizes at which the letters stand for ``lengths``; ``whole`` are those of the dense network."""
-        sizes = operations.rest.copy()
+    def sizes(self, operations: Operations, lengths: Sequence[int], space: SearchSpace) -> NDArray[np.float64]:
+        """Sizes at which the letters stand for ``lengths``.
+
+        Where they stand for entries, the sizes are those of a scheme that reads about so many, all groups cut alike:
+        only a scheme's lengths are sure to fit together.
+        """
         if self.entries:
-            share = lengths[0] / self.lengths(whole)[0]
-            for place in self.ratios:
-                sizes[place] = max(1, round(whole[place] * share))
+            return operations.sizes(self._scheme(operations, lengths[0], space).kept)
+        sizes = operations.rest.copy()
         for place, (letter, ratio) in self.ratios.items():
-            if not self.entries:
-                sizes[place] = round(lengths[letter] * ratio)
+            sizes[place] = round(lengths[letter] * ratio)
         return sizes
+
+    def _scheme(self, operations: Operations, entries: int, space: SearchSpace) -> Scheme:
+        volumes = Volumes(operations, self._read)
+
+        def enough(scheme: Scheme) -> bool:
+            return bool(volumes(np.array(scheme.kept, dtype=np.float64)).sum() > entries - 0.5)
+
+        def cut(number: int) -> Scheme:
+            return space.floor(np.full(len(space), number / RATES))
+
+        number = bisect_left(range(RATES), True, key=lambda number: enough(cut(number)))
+        if number == RATES:
+            return space.dense
+        scheme = cut(max(0, number - 1))
+        for g, count in enumerate(cut(number).kept):  # one group after the other, to come close
+            if enough(scheme):
+                break
+            scheme = scheme.replace(g, count)
+        return scheme
 
 
 def units(operations: Operations) -> list[Unit]:
@@ -158,8 +181,13 @@ def _signature(
     positional, named = tree_unflatten(head.arguments, head.spec)
     names = [argument.name for argument in head.function._schema.arguments]  # no public name
     told = dict(zip(names, positional, strict=False)) | named
-    words = [f"{name}={value(leaf)}" for name, leaf in told.items() if leaf is not None and leaf != []]
+    words = [f"{name}={value(leaf)}" for name, leaf in told.items() if not _silent(leaf)]
     return " + ".join([f"{head.name}({', '.join(words)})", *(operation.name for operation in chain[1:])])
+
+
+def _silent(leaf: Any) -> bool:
+    """What a signature does not tell: arguments left out, and the device, which is that of the whole table."""
+    return leaf is None or leaf == [] or isinstance(leaf, torch.device)
 
 
 class Replay(nn.Module):
@@ -176,6 +204,8 @@ class Replay(nn.Module):
             for leaf in operation.arguments:
                 if isinstance(leaf, Size):
                     leaves.append(round(sizes[leaf.place]))
+                elif isinstance(leaf, torch.device):
+                    leaves.append(_Link(device=True))
                 elif not isinstance(leaf, Operand):
                     leaves.append(leaf)
                 elif leaf.value == made:
@@ -203,12 +233,15 @@ class Replay(nn.Module):
 
 @dataclass(frozen=True)
 class _Link:
-    """Where a tensor argument comes from: a weight by name, an input by number, or the operation before."""
+    """Where an argument comes from: a weight by name, an input by number, or the operation before; or the device."""
 
     weight: str | None = None
     input: int | None = None
+    device: bool = False
 
     def follow(self, module: nn.Module, inputs: Sequence[Tensor], result: Any) -> Any:
+        if self.device:
+            return next(iter((*inputs, *module.buffers()))).device
         if self.weight is not None:
             return module.get_buffer(self.weight)
         return result if self.input is None else inputs[self.input]
@@ -229,7 +262,7 @@ def spans(
         own = tuple(zip(unit.lengths(low), unit.lengths(high), steps, strict=True))
         before = spans.get(unit.signature, own)
         spans[unit.signature] = tuple(
-            (min(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2])) for a, b in zip(before, own, strict=True)
+            (min(*a[:2], *b[:2]), max(*a[:2], *b[:2]), min(a[2], b[2])) for a, b in zip(before, own, strict=True)
         )
     return spans
 
@@ -239,6 +272,6 @@ def _steps(unit: Unit, operations: Operations, space: SearchSpace) -> list[int]:
         return [1]
     steps = []
     for place in unit.letters:
-        by_group = operations.slope[place] * np.array([group.unit for group in space.groups])
+        by_group = np.abs(operations.slope[place] * [group.unit for group in space.groups])
         steps.append(max(1, round(float(by_group[by_group > 0].min()))))
     return steps
