@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from autoprune import settings
 from autoprune.forward import batch_size, call, evaluating, leading, to
 from autoprune.gram import Gram
 from autoprune.references import function
@@ -163,6 +164,7 @@ class _Moments:
             norm.running_var.copy_(self.scatter / (self.count - 1))
 
 
+KIND = settings.Kind("recovery", positions=2)
 RECOVERIES: Mapping[str, Recovery | str] = {
     "none": none,
     "recalibrate_bn": recalibrate_bn,
@@ -183,8 +185,11 @@ def _in_turn(recoveries: Sequence[Recovery], candidate: nn.Module, context: Cont
 
 
 def find(recovery: str | Recovery) -> Recovery:
-    """A recovery by its name, by ``package.module:function``, several joined by ``+``, or the function itself."""
+    """A recovery by its name, by ``package.module:function``, several joined by ``+``, or the function itself.
+
+    Options may follow a name: ``sequential,images=256+recalibrate_bn``.
+    """
     if isinstance(recovery, str):
-        return compose([function(name.strip(), "recovery", RECOVERIES) for name in recovery.split("+")])
-    found: Recovery = function(recovery, "recovery", RECOVERIES)
+        return compose([settings.named(name.strip(), KIND, RECOVERIES) for name in recovery.split("+")])
+    found: Recovery = function(recovery, KIND.name, RECOVERIES)
     return found

@@ -32,13 +32,20 @@ from autoprune.statistics import StatisticsNotice
 from autoprune.sums import Operator, Operators, Sum
 from autoprune.targets import CHUNK, Sampling, Targets, affine, flat, joined, record
 
+IMAGES, ROWS = 1024, 16
 RIDGE = 1e-2  # of the mean variance of a layer's inputs, toward the weights that it has
 ENOUGH = 4  # rows per column; with fewer the ridge grows in proportion
 EXACT = 1e-4  # of the target's root mean square: such a layer needs no repair
 FLOOR = 1e-3  # of the largest scale of a batch norm: smaller ones are raised before they are divided by
 
 
-def sequential(candidate: nn.Module, context: Context, ridge: float = RIDGE, sampling: Sampling = Sampling()) -> None:  # noqa: B008
+def sequential(
+    candidate: nn.Module,
+    context: Context,
+    ridge: float = RIDGE,
+    images: int = IMAGES,
+    sampling: Sampling | None = None,
+) -> None:
     """Repair every layer behind the first cut, in forward order, in one pass over the calibration images.
 
     With X the candidate's inputs at sampled positions and T the target, both centred where the layer has a bias or
@@ -47,7 +54,8 @@ def sequential(candidate: nn.Module, context: Context, ridge: float = RIDGE, sam
     solution itself, so recalibrating it later changes next to nothing; any other batch norm is recalibrated on the way.
     Layers that give their target as they are, such as all before the first cut, are left alone with their batch norms.
 
-    All images pass as one batch. Memory is bounded by ``sampling``, and by one matrix of ``Statistics.gram_limit``.
+    At most ``images`` pass, as one batch, and 16 rows of each are solved from, unless a ``sampling`` says otherwise.
+    Memory is bounded by the sampling, and by one matrix of ``Statistics.gram_limit``.
     What the dense network gives is recorded once and kept in ``context.remembered``. On a share of the images (a look
     at lower fidelity) no fewer than two are used.
     """
@@ -58,7 +66,7 @@ def sequential(candidate: nn.Module, context: Context, ridge: float = RIDGE, sam
         )
     if not (math.isfinite(ridge) and ridge > 0):
         raise UserError(f"ridge = {ridge}: a positive number is needed")
-    targets = _targets(context, sampling)
+    targets = _targets(context, sampling or Sampling(images, ROWS * images))
     example, images = joined(context.batches, max(2, math.ceil(context.share * targets.images)))
     walk = _Walk(candidate, context, targets, ridge, images)
     with torch.no_grad(), evaluating(candidate), ExitStack() as hooks:

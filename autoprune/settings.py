@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
+from autoprune import references
 from autoprune.errors import UserError
 from autoprune.references import close
 
@@ -89,6 +90,16 @@ def check(function: Callable[..., Any], kind: Kind, values: Mapping[str, Any]) -
         kinds = _kinds(known[name].annotation)
         if kinds and not any(_fits(value, one) for one in kinds):
             raise UserError(f"{kind.name} {_name(inner)}: {_expected(name, value, kinds)}")
+
+
+def named(text: str, kind: Kind, known: Mapping[str, Any]) -> Any:
+    """A function with its options, ``NAME,option=value,…``; NAME is as in :func:`autoprune.references.function`."""
+    name, *items = [part.strip() for part in text.split(",")]
+    found = references.function(name, kind.name, known)
+    for item in items:
+        if "=" not in item:
+            raise UserError(f"{kind.name} {text!r}: write its options like {name},option=value")
+    return functools.partial(found, **read(found, kind, dict(item.split("=", 1) for item in items))) if items else found
 
 
 def _check_name(name: str, function: Callable[..., Any], kind: Kind, known: Options) -> None:

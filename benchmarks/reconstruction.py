@@ -30,10 +30,9 @@ from autoprune.scheme import Scheme
 from autoprune.sequential import sequential
 from autoprune.slicing import prune
 from autoprune.statistics import StatisticsNotice
-from autoprune.targets import Sampling
 
-FEW = partial(sequential, sampling=Sampling(images=256, rows=4096))
-MANY = partial(sequential, sampling=Sampling(images=2048, rows=32768))
+FEW = partial(sequential, images=256)
+MANY = partial(sequential, images=2048)
 REPAIRS: dict[str, Recovery] = {
     **{name: find(name) for name in ("none", "recalibrate_bn", "least_squares", "least_squares+recalibrate_bn")},
     **{name: find(name) for name in ("sequential", "sequential+recalibrate_bn")},

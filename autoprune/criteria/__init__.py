@@ -49,20 +49,12 @@ def find(criterion: str | Criterion) -> Criterion:
     Options may follow a name: ``name,option=value,…``. Those that do not exist, or have values of another type, are
     refused, in a ``functools.partial`` too.
     """
-    if isinstance(criterion, str) and "," in criterion:
-        return _with_options(criterion)
-    found: Criterion = function(criterion, "criterion", CRITERIA)
+    if isinstance(criterion, str):
+        found: Criterion = settings.named(criterion, KIND, CRITERIA)
+    else:
+        found = function(criterion, KIND.name, CRITERIA)
     settings.check(found, KIND, {})
     return found
-
-
-def _with_options(text: str) -> Criterion:
-    name, *items = [part.strip() for part in text.split(",")]
-    found: Criterion = function(name, "criterion", CRITERIA)
-    for item in items:
-        if "=" not in item:
-            raise UserError(f"criterion {text!r}: write its options like {name},option=value")
-    return partial(found, **settings.read(found, KIND, dict(item.split("=", 1) for item in items)))
 
 
 def scores(criterion: Criterion, model: nn.Module, statistics: Statistics) -> list[NDArray[np.float64]]:
