@@ -186,6 +186,7 @@ def search(
     start: Sequence[Scheme] = (),
     objectives: str | Sequence[str | Reward] = (),
     finish: str | Finish | None = None,
+    polish: str | None = None,
     run: str | None = None,
     root: Path | str = ROOT,
     ledger: Path | str | None = None,
@@ -224,6 +225,10 @@ def search(
     the Pareto front of the run is about, and a searcher that can, such as optuna, searches all of them; the answer
     is still the trial with the highest reward. Without a ``searcher`` it is "auto", or "optuna" with objectives.
 
+    ``polish`` names a repair for the answer alone, more thorough than that of candidates
+    (``"sequential,images=2048"``). The polished network is a further row, and it is what is saved if its validation
+    loss is lower.
+
     ``finish``, a function or ``package.module:function``, is called with the answer's network once the search is over
     and written down, and trains it at length, in place or returning a network of the same widths. That one is measured
     as a further row, "finished", and saved instead; an error in it, raised as :class:`UserError`, loses nothing. A run
@@ -254,6 +259,7 @@ def search(
             start=start,
             objectives=objectives,
             finish=finish,
+            polish=polish,
             run=run,
             root=root,
             ledger=ledger,
@@ -289,7 +295,10 @@ def apply(
     absolute, fractions = account(scheme, space, costs(space))
     exact = outcome.with_indices(scheme, kept)
     folder = make_folder(Path(folder).parent, Path(folder).name)
-    facts = {"model": {"digest": models.digest(model)}, "costs": {"kept": absolute}}
+    facts = {
+        "model": {"name": type(model).__name__, "digest": models.digest(model)},
+        "costs": {"dense": account(space.dense, space, costs(space))[0], "kept": absolute},
+    }
     save_pruned(candidate, folder, scheme_file.export(exact, space, facts=facts))
     return Run(folder, {}, {"costs": absolute, "fractions": fractions}, exact, space, candidate.eval())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from autoprune.data import Splits
+    from autoprune.exporters import Exporter
     from autoprune.reward import Reward
     from autoprune.scheme import Scheme
     from autoprune.space import SearchSpace
@@ -112,6 +114,30 @@ def resolved(option: str, spec: str) -> Any:
     return function(spec, option, {})
 
 
+def split_training(splits: Splits, images: int) -> tuple[list[Any], list[Any]]:
+    """Training images that are neither calibration nor validation: some to train on, and others to judge by."""
+    batches = list(splits.tuning()) if splits.tuning is not None else []
+    total = sum(len(labels) for _, labels in batches)
+    if len(batches) < 2:
+        raise UserError(
+            f"data {splits.name!r} has {total} training images left, which are too few to train and to judge"
+        )
+    wanted = min(images, total // 2)
+    train, held_out = _leading(batches, wanted), _leading(batches[::-1], wanted)
+    return train, held_out
+
+
+def _leading(batches: Sequence[Any], images: int) -> list[Any]:
+    """Whole batches with at most so many images together, but one at least."""
+    part: list[Any] = []
+    for batch in batches:
+        images -= len(batch[1])
+        if part and images < 0:
+            break
+        part.append(batch)
+    return part
+
+
 def _numbers(option: str, text: str | None) -> list[float] | None:
     if text is None:
         return None
@@ -187,6 +213,30 @@ def make_reward(reward: str, texts: Sequence[str] | None) -> str | Reward:
     return rewards.find(rewards.configure(found, _pairs("--reward-set", texts))) if texts else reward
 
 
+def make_exporter(name: str, texts: Sequence[str] | None) -> Exporter:
+    """The exporter of the command line, with its options from ``--set KEY=VALUE``."""
+    from autoprune import exporters
+
+    return exporters.configure(name, read_pairs(texts))
+
+
+def read_pairs(texts: Sequence[str] | None) -> dict[str, str]:
+    """``--set KEY=VALUE`` as text by name."""
+    return _pairs("--set", texts)
+
+
+def pruned_network(scheme: Path, network: nn.Module) -> nn.Module:
+    """The pruned network beside a scheme file, in the form of the dense ``network``."""
+    from autoprune.pruned import TENSORS, load_pruned
+
+    if not (scheme.parent / TENSORS).is_file():
+        raise UserError(
+            f"there is no {TENSORS} beside {scheme}: "
+            "name a run that has finished, or a scheme that `autoprune apply` wrote"
+        )
+    return load_pruned(lambda: network, scheme.parent)
+
+
 def _pairs(option: str, texts: Sequence[str] | None) -> dict[str, str]:
     pairs = {}
     for item in texts or []:
@@ -225,6 +275,7 @@ def find_origin(
         if model is None:
             raise UserError(f"{source}: name the network it was made for with --model")
         network = make_network(model, weights, num_classes, None, None)
+        _tell_weights(Path(source), network)
         example = make_example(model, shape)
         return Path(source), network, make_space(network, example), example
     run = Run.open(source)
@@ -241,7 +292,21 @@ def find_origin(
     network = make_network(
         spec, weights or known.get("weights"), num_classes or known.get("num_classes"), run.folder.parent, None
     )
+    _tell_weights(path, network)
     shape = shape or "x".join(str(n) for n in known.get("input", [])) or None
     named = [known.get(key) for key in ("include", "exclude", "round_to", "rates", "tie")]
     example = make_example(spec, shape)
     return path, network, make_space(network, example, *named), example
+
+
+def _tell_weights(path: Path, network: nn.Module) -> None:
+    """Warn of a scheme file that names the digest of other weights; other files name none."""
+    from autoprune.exporters import scheme_file
+    from autoprune.models import digest
+
+    try:
+        told = scheme_file.other_weights(path, digest(network))
+    except UserError:  # no scheme file: whoever reads it says so, or knows what it is
+        return
+    if told:
+        warnings.warn(told, stacklevel=2)

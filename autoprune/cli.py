@@ -12,7 +12,9 @@ import typer
 
 from autoprune import arguments, latency_commands
 from autoprune.errors import UserError
+from autoprune.exporters import EXPORTERS, GRAPHS
 from autoprune.options import (
+    AllowCode,
     Backend,
     BatchSize,
     Calibration,
@@ -146,6 +148,9 @@ def search(
     tune_images: Annotated[
         int, typer.Option(help="training images for it, neither calibration nor validation, in whole batches")
     ] = 2048,
+    polish: Annotated[
+        str | None, typer.Option(help="a more thorough repair for the answer alone, such as sequential,images=2048")
+    ] = None,
     finish: Annotated[
         str | None, typer.Option(help="package.module:function that trains the answer at the end: function(model)")
     ] = None,
@@ -208,6 +213,7 @@ def search(
             start=[arguments.read_scheme(path, space) for path in start or []],
             objectives=objectives or (),
             finish=finish,
+            polish=polish,
             **tuning,
             **timed,
             also=(objectives or "", *(reward_settings or ())),
@@ -437,6 +443,68 @@ def sensitivity(
     console.print(f"{found.folder}/ has the curves ({analysis.PICTURE}) and every number ({analysis.ROWS})")
 
 
+@app.command("proxy-check")
+def proxy_check(
+    run: Annotated[str, typer.Option(help="name of the check; an old name continues it")],
+    schemes: Annotated[int, typer.Option(help="schemes of equal cost that are scored and trained")] = 12,
+    epochs: Annotated[int, typer.Option(help="passes over the training images for each")] = 1,
+    lr: Annotated[float, typer.Option(help="greatest learning rate of the training")] = 0.02,
+    train_images: Annotated[int, typer.Option(help="images to train each on, and as many again to judge it by")] = 8192,
+    repairs: Annotated[
+        list[str] | None, typer.Option(help="repairs whose scores are compared; repeatable [four of them]")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="which schemes these are")] = 0,
+    model: Model = "autoprune:digits",
+    data: Data = None,
+    budget: Annotated[list[str] | None, typer.Option(help="as for search [macs=50%]")] = None,
+    weights: Weights = None,
+    num_classes: Classes = None,
+    calibration: Calibration = None,
+    validation: Validation = None,
+    data_seed: DataSeed = 0,
+    mean: Mean = None,
+    std: Std = None,
+    input_size: InputSize = None,
+    criterion: Criterion = "obs",
+    recovery: Recovery = "least_squares+recalibrate_bn",
+    device: Device = "cpu",
+    root: Root = "runs",
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Hold the fast scores of some schemes against their accuracy after a short fine-tuning.
+
+    Example: autoprune proxy-check --run check --schemes 8 --model torchvision:resnet18 --data imagefolder:photos
+    """
+    from rich.console import Console
+
+    from autoprune import api, report
+    from autoprune.finetune import Recipe
+    from autoprune.proxy import RECOVERIES
+    from autoprune.proxy import proxy_check as checked
+    from autoprune.run import make_folder
+
+    console = Console(stderr=as_json)
+    data = data or arguments.default_data(model)
+    images = arguments.image_counts(data, calibration, validation)
+    network = arguments.make_network(model, weights, num_classes, Path(root), console)
+    splits = arguments.load_splits(data, images, data_seed, mean, std, input_size)
+    train, held_out = arguments.split_training(splits, train_images)
+    problem = api.problem(
+        network, splits.validation[0][0][:1], splits.calibration, splits.validation, budget=budget or ["macs=50%"],
+        criterion=criterion, recovery=recovery, device=device, name=model,
+    )  # fmt: skip
+    folder = make_folder(root, run)
+    record = checked(
+        problem.evaluator, problem.budget, train, held_out, folder, recoveries=repairs or RECOVERIES, number=schemes,
+        recipe=Recipe(epochs, lr), seed=seed, tell=lambda row: console.print(report.scored(row), soft_wrap=True),
+    )  # fmt: skip
+    if as_json:
+        print(json.dumps({"folder": str(folder), **record}))
+        return
+    console.print(report.proxies(record))
+
+
 @app.command()
 def groups(
     model: Annotated[str, typer.Argument(help="autoprune:NAME, torchvision:NAME, timm:NAME or package.module:factory")],
@@ -545,33 +613,111 @@ def apply(
 @app.command()
 def export(
     source: Annotated[str, typer.Argument(help="a run (folder or name) or a scheme file")],
-    to: Annotated[str, typer.Option(help="json, csv, torch_pruning, torch_pruning_history or package.module:function")],
+    to: Annotated[str, typer.Option(help=f"{', '.join([*EXPORTERS, *GRAPHS])} or package.module:function")],
     out: Annotated[Path | None, typer.Option(help="file to write [standard output]")] = None,
+    force: Annotated[bool, typer.Option("--force", help="replace the file if it is there")] = False,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="an option of the exporter: KEY=VALUE; repeatable")
+    ] = None,
     point: Annotated[int | None, typer.Option(help="a point of the run's front, from 0, instead of its answer")] = None,
     model: Annotated[str | None, typer.Option(help="the network, if the run does not say")] = None,
     weights: Weights = None,
     num_classes: Classes = None,
     input: Input = None,  # noqa: A002 - the option's name
-    allow_code: Annotated[
-        bool, typer.Option("--allow-code", help="import the package.module:factory that the run names")
-    ] = False,
+    allow_code: AllowCode = False,
     debug: Debug = False,
 ) -> None:
-    """Write a scheme in another tool's form.
+    """Write a scheme in another tool's form, or the pruned network as a graph.
 
     Example: autoprune export my-run --to csv
     """
     from autoprune import exporters
 
+    if to in GRAPHS:
+        if out is None or point is not None:
+            raise UserError(f"--to {to} writes the run's pruned network to a file: give --out, and no --point")
+        path, network, space, example = arguments.find_origin(source, model, weights, num_classes, input, allow_code)
+        pruned = arguments.pruned_network(path, network)
+        options = arguments.read_pairs(settings)
+        difference = exporters.write_graph(to, pruned, example, out, options, force=force)
+        print(f"{out}: outputs differ from PyTorch's by at most {difference:.2g}")
+        return
+    exporter = arguments.make_exporter(to, settings)
     path, network, space, example = arguments.find_origin(source, model, weights, num_classes, input, allow_code)
     scheme = arguments.read_scheme(str(path), space) if point is None else arguments.read_point(source, point, space)
-    text = exporters.text(to, scheme, space, network)
+    text = exporters.text(exporter, scheme, space, network)
     exporters.check(to, scheme, space, network, example)
     if out is None:
         print(text, end="" if text.endswith("\n") else "\n")
     else:
-        out.write_text(text, encoding="utf-8")
-        print(out)
+        print(exporters.write_text(text, out, force=force))
+
+
+@app.command()
+def finetune(
+    run: Annotated[str, typer.Argument(help="folder or name of a run")],
+    data: Data = None,
+    epochs: Annotated[int, typer.Option(help="passes over the training images")] = 10,
+    lr: Annotated[float, typer.Option(help="greatest learning rate")] = 0.02,
+    batch_size: Annotated[int, typer.Option(help="images of a step")] = 128,
+    warmup: Annotated[float, typer.Option(help="share of the steps in which the rate rises, before its cosine")] = 0.1,
+    weight_decay: Annotated[float, typer.Option(help="of SGD with momentum 0.9")] = 5e-4,
+    label_smoothing: Annotated[float, typer.Option(help="of the cross-entropy")] = 0.0,
+    distill: Annotated[float, typer.Option(help="weight of the divergence from the dense network, in [0, 1]")] = 0.0,
+    ema: Annotated[
+        float | None, typer.Option(help="decay per step of an average of the weights, such as 0.999")
+    ] = None,
+    augment: Annotated[str, typer.Option(help="none, flip, crop")] = "none",
+    seed: Annotated[int, typer.Option(help="same seed, same weights")] = 0,
+    out: Annotated[Path | None, typer.Option(help="folder of the result [finetuned/ in the run]")] = None,
+    model: Annotated[str | None, typer.Option(help="the network, if the run does not say")] = None,
+    weights: Weights = None,
+    num_classes: Classes = None,
+    calibration: Calibration = None,
+    validation: Validation = None,
+    data_seed: DataSeed = 0,
+    mean: Mean = None,
+    std: Std = None,
+    input_size: InputSize = None,
+    device: Device = "cpu",
+    allow_code: AllowCode = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train the network of a run to the end; the same command goes on where it was stopped.
+
+    Give the data options of the search, so that the validation images are the same: they judge every epoch, and are
+    not trained on.
+
+    Example: autoprune finetune my-run --data imagefolder:photos --epochs 20 --distill 0.5 --augment crop
+    """
+    from rich.console import Console
+
+    from autoprune import report
+    from autoprune.finetune import Recipe, finish
+    from autoprune.run import Run
+
+    console = Console(stderr=as_json)
+    recipe = Recipe(
+        epochs, lr, batch_size, warmup, weight_decay=weight_decay, label_smoothing=label_smoothing, distill=distill,
+        ema=ema, augment=augment, seed=seed,
+    )  # fmt: skip
+    _, network, _, _ = arguments.find_origin(run, model, weights, num_classes, None, allow_code)
+    found = Run.open(run)
+    data = data or arguments.default_data(model or found.config["source"]["model"])
+    images = arguments.image_counts(data, calibration, validation)
+    splits = arguments.load_splits(data, images, data_seed, mean, std, input_size)
+    result = finish(
+        network.to(device), found.folder, splits, out or found.folder / "finetuned", recipe,
+        tell=lambda facts: console.print(report.epoch(facts, epochs)),
+    )  # fmt: skip
+    if as_json:
+        print(json.dumps(result))
+        return
+    console.print(report.comparison(result["rows"]))
+    console.print(
+        f"{result['folder']}/ has pruned.safetensors of epoch {result['best']}, the best on validation images"
+    )
 
 
 @app.command()

@@ -27,8 +27,14 @@ Exclude = Annotated[list[str] | None, typer.Option(help="never groups that match
 RoundTo = Annotated[list[str] | None, typer.Option(help="keep multiples: 8, or PATTERN=16; repeatable")]
 Rates = Annotated[list[str] | None, typer.Option(help="range of kept rates: PATTERN=0.25:1; repeatable")]
 Tie = Annotated[list[str] | None, typer.Option(help="cut two groups together: A,B; repeatable")]
-Criterion = Annotated[str, typer.Option(help="obs, taylor, l1, l2, bn_scale or package.module:function")]
-Recovery = Annotated[str, typer.Option(help="none, least_squares, recalibrate_bn, joined by +")]
+Criterion = Annotated[
+    str,
+    typer.Option(
+        help="obs, taylor, fisher, hrank, apoz, act_mean, act_std, fpgm, l1, l2, bn_scale, random or "
+        "package.module:function, with options like l1,aggregate=max"
+    ),
+]
+Recovery = Annotated[str, typer.Option(help="none, least_squares, recalibrate_bn, sequential, fine_tune, joined by +")]
 Root = Annotated[str, typer.Option(help="folder that holds the runs")]
 NumWorkers = Annotated[
     int, typer.Option("--workers", help="processes that measure at the same time; the result is the same")
@@ -64,3 +70,4 @@ OwnCosts = Annotated[
     typer.Option("--cost", help="a cost of your own: NAME=package.module:function(scheme); repeatable"),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, mps")]
+AllowCode = Annotated[bool, typer.Option("--allow-code", help="import the package.module:factory that the run names")]

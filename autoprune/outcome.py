@@ -46,6 +46,8 @@ SHOWN = ("accuracy", "loss", "kl", "costs", "fractions", "metrics")
 class Outcome:
     """How a search ended: its answer, the uniform scheme's trial, all trials, why it ended, what fronts are about.
 
+    ``polish`` is a repair for the answer alone, more thorough than that of candidates.
+
     ``meter`` times the networks (None: this machine, as it is); ``settled`` is what it said where latency is capped.
     """
 
@@ -59,6 +61,7 @@ class Outcome:
     objectives: tuple[Objective, ...]
     meter: Meter | None = None
     settled: Settled | None = None
+    polish: str | None = None
 
 
 def write(found: Outcome, folder: Path, example: Example, test: Any, seen: Seen) -> Run:
@@ -79,7 +82,18 @@ def write(found: Outcome, folder: Path, example: Example, test: Any, seen: Seen)
         "uniform": _row(uniform.measurement),
         "found": _row(best.measurement),
     }
-    _time(rows, networks, example, found)
+    schemes = {"dense": None, "uniform": (uniform.scheme, uniform.fidelity), "found": (best.scheme, best.fidelity)}
+    answer, measurement = "found", best.measurement
+    timed = _time(rows, networks, example, found)
+    if found.polish is not None:
+        fidelity = Fidelity(recovery=found.polish)
+        networks["polished"] = evaluator.candidate(best.scheme, fidelity)
+        seen_now = evaluator.observe(networks["polished"])
+        polished = replace(seen_now, costs=best.measurement.costs, fractions=best.measurement.fractions)
+        rows["polished"] = _row(polished) | {"latency": rows["found"]["latency"]}
+        schemes["polished"] = (best.scheme, fidelity)
+        if _damage(polished) < _damage(best.measurement):
+            answer, measurement = "polished", polished
     summary = {
         "rows": rows,
         "kept": list(best.scheme.kept),
@@ -93,20 +107,20 @@ def write(found: Outcome, folder: Path, example: Example, test: Any, seen: Seen)
         "feasible": loop.feasible,
         "failed": sum(trial.failed for trial in loop.trials),
         "seconds": loop.seconds,
+        "timed": timed,
         "ended": found.ended,
         "stop": config["stop"],
         "interrupted": found.interrupted,
-        "answer": _digest(scheme, best),
+        "answer": _digest(scheme, best, found.polish),
     }
     if found.settled is not None:
         summary["latency"] = found.settled.facts()
     if test is not None:
-        schemes = {"dense": None, "uniform": (uniform.scheme, uniform.fidelity), "found": (best.scheme, best.fidelity)}
         _recall(folder, summary, schemes, seen)
         _look_at_test(evaluator, networks, schemes, test, seen)
         for name, row in rows.items():
             row |= seen[schemes[name]]
-    _save(found, networks["found"], best.measurement, scheme, folder)
+    _save(found, networks[answer], measurement, scheme, folder, summary)
     share = ", ".join(f"{value:.1%} of the {LABELS.get(n, n)}" for n, value in best.measurement.fractions.items())
     picture = chart.widths(space, scheme, f"{config['name']}: channels kept", [f"{share}; grey is the dense width"])
     (folder / PICTURE).write_text(picture, encoding="utf-8")
@@ -117,7 +131,13 @@ def write(found: Outcome, folder: Path, example: Example, test: Any, seen: Seen)
     if config["request"]["objectives"]:
         front.draw(folder, f"{config['name']}: what was found")
     write_json(folder / SUMMARY, summary)
-    return Run(folder, config, summary, scheme, space, networks["found"])
+    return Run(folder, config, summary, scheme, space, networks[answer])
+
+
+def _damage(measurement: Measurement) -> float:
+    """What a repair is judged by: the validation loss, else the divergence from the dense network."""
+    values = [value for value in (measurement.loss, measurement.kl) if math.isfinite(value)]
+    return values[0] if values else math.inf
 
 
 def finish(found: Outcome, function: Finish, run: Run, test: Any) -> Run:
@@ -145,7 +165,7 @@ def finish(found: Outcome, function: Finish, run: Run, test: Any) -> Run:
     row = _row(measurement) | {"latency": rows["found"]["latency"]}  # layer by layer it is as wide
     if test is not None:
         row |= _test(evaluator, network, data.batches(test() if callable(test) else test, "test"))
-    _save(found, network, measurement, scheme, run.folder)
+    _save(found, network, measurement, scheme, run.folder, run.summary)
     summary = {**run.summary, "rows": {**rows, "finished": row}}
     write_json(run.folder / SUMMARY, summary)
     return replace(run, summary=summary, model=network)
@@ -158,14 +178,40 @@ def _trained(function: Finish, network: nn.Module) -> nn.Module:
     return network if returned is None else returned
 
 
-def _save(found: Outcome, network: nn.Module, measurement: Measurement, scheme: Scheme, folder: Path) -> None:
+def _save(
+    found: Outcome,
+    network: nn.Module,
+    measurement: Measurement,
+    scheme: Scheme,
+    folder: Path,
+    summary: Mapping[str, Any],
+) -> None:
     """The pruned network, and its scheme with what is known about it."""
     evaluator, config = found.evaluator, found.config
+    request, rows = config["request"], summary["rows"]
     facts = {
-        "model": {"name": config["name"], "digest": config["request"]["model"]},
+        "model": {
+            "name": config["name"],
+            "source": config["source"],
+            "digest": request["model"],
+            "example_shape": config["example_shape"],
+        },
         "costs": {"dense": dict(evaluator.dense.costs), "kept": dict(measurement.costs)},
         "measurement": measurement.to_dict(),
-        "provenance": {key: config[key] for key in ("request", "reward", "time", "versions")},
+        "latency": {
+            "milliseconds": {"dense": 1e3 * rows["dense"]["latency"], "kept": 1e3 * rows["found"]["latency"]},
+            "conditions": summary["timed"],
+        },
+        "reward": {"name": config["reward"], "value": found.best.reward},
+        "provenance": {
+            "searcher": request["searcher"],
+            "options": request["options"],
+            "seed": request["search_seed"],
+            "budget": request["budget"],
+            "time": config["time"],
+            "versions": config["versions"],
+            "request": request,
+        },
     }
     save_pruned(network, folder, scheme_file.export(scheme, evaluator.space, facts=facts))
 
@@ -181,21 +227,23 @@ def _row(measurement: Measurement) -> dict[str, Any]:
     return {key: record[key] for key in SHOWN}
 
 
-def _time(rows: dict[str, dict[str, Any]], networks: Mapping[str, nn.Module], example: Example, found: Outcome) -> None:
-    """Seconds of each network: those that decided, where latency is capped."""
+def _time(rows: dict[str, dict[str, Any]], networks: Mapping[str, nn.Module], example: Example, found: Outcome) -> str:
+    """Seconds of each network: those that decided, where latency is capped. Returns the conditions, in words."""
+    usual = Conditions(str(found.evaluator.device), batch_size(example), torch.get_num_threads())
+    meter = found.meter or here(usual, example)
     if found.settled is not None:
         kept = {"dense": found.evaluator.space.dense, "uniform": found.uniform.scheme, "found": found.best.scheme}
         timings = {name: found.settled.timings[scheme.kept] for name, scheme in kept.items()}
     else:
-        usual = Conditions(str(found.evaluator.device), batch_size(example), torch.get_num_threads())
-        timings = dict((found.meter or here(usual, example)).measure(networks))
+        timings = dict(meter.measure(networks))
     for name, timing in timings.items():
         rows[name]["latency"] = timing.median / 1e3
+    return meter.conditions
 
 
-def _digest(scheme: Scheme, best: Trial) -> str:
-    """What tells two answers apart: the very channels, and from which weights they were tuned."""
-    told = json.dumps([scheme.to_dict(), best.fidelity.name], sort_keys=True)
+def _digest(scheme: Scheme, best: Trial, polish: str | None) -> str:
+    """What tells two answers apart: the very channels, from which weights they were tuned, how they were polished."""
+    told = json.dumps([scheme.to_dict(), best.fidelity.name, *([polish] if polish else [])], sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
@@ -204,7 +252,8 @@ def _recall(folder: Path, summary: Mapping[str, Any], schemes: Mapping[str, Any]
     before = read_json(folder / SUMMARY) if (folder / SUMMARY).is_file() else {}
     if all(before.get(key) == summary[key] for key in ("answer", "uniform")) and SEEN[0] in before["rows"]["found"]:
         for name, scheme in schemes.items():
-            seen.setdefault(scheme, {key: before["rows"][name][key] for key in SEEN})
+            if SEEN[0] in before["rows"].get(name, {}):
+                seen.setdefault(scheme, {key: before["rows"][name][key] for key in SEEN})
 
 
 def _look_at_test(

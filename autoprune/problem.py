@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from autoprune import front, outcome, searchers, settings
+from autoprune import front, outcome, recover, searchers, settings
 from autoprune.budget import Budget
 from autoprune.claim import claim
 from autoprune.errors import UserError
 from autoprune.evaluate import Evaluator
+from autoprune.exporters.scheme_file import shapes
 from autoprune.fidelity import Fidelity
 from autoprune.finalists import FILE, LATENCY, Finals, Rounds
 from autoprune.forward import Example
@@ -107,6 +108,7 @@ class Problem:
         start: Sequence[Scheme] = (),
         objectives: str | Sequence[str | Reward] = (),
         finish: str | outcome.Finish | None = None,
+        polish: str | None = None,
         run: str | None = None,
         root: Path | str = ROOT,
         ledger: Path | str | None = None,
@@ -121,6 +123,8 @@ class Problem:
         tell = listener or (lambda event, facts: None)
         evaluator, budget = self.evaluator, self.budget
         train = None if finish is None else function(finish, "finish", {})
+        if polish is not None:
+            recover.find(polish)
         propose = self.configured(searcher, options or {}, start, stop.trials)
         wanted = self._wanted(objectives)
         if wanted and "objectives" in settings.options(propose, searchers.KIND):
@@ -141,7 +145,9 @@ class Problem:
             "groups": [group.name for group in evaluator.space.groups],
             "reward": stable_name(self.reward),
             "finish": stable_name(finish),
+            "polish": polish,
             "source": dict(self.source),
+            "example_shape": shapes(self.example),
             "ledger": None if ledger is None else place(ledger),
             "stop": stop.rules,
             **surroundings(),
@@ -184,7 +190,7 @@ class Problem:
                 best, ended = settled.best, rounds.reason
             judged = wanted or front.usual(budget.caps, evaluator.dense)
             found = outcome.Outcome(
-                evaluator, config, best, baseline, rounds, ended, interrupted, judged, self.meter, settled
+                evaluator, config, best, baseline, rounds, ended, interrupted, judged, self.meter, settled, polish
             )
             result = outcome.write(found, folder, self.example, self.test, self._seen)
             if train is not None and not interrupted:

@@ -144,6 +144,32 @@ def timings(found: Mapping[str, Timing], title: str) -> Table:
     return table
 
 
+def epoch(facts: Mapping[str, float], epochs: int) -> str:
+    """One line of a training."""
+    return (
+        f"epoch {facts['epoch']:.0f}/{epochs}: loss {facts['loss']:.4f}, "
+        f"validation loss {facts['validation_loss']:.4f}, validation accuracy {facts['validation_accuracy']:.2%}"
+    )
+
+
+def scored(row: Mapping[str, Any]) -> str:
+    """One scheme of a proxy check."""
+    scores = ", ".join(f"{name} {score:.4f}" for name, score in row["scores"].items() if score is not None)
+    return f"{scores}; after training {row['tuned_accuracy']:.2%}"
+
+
+def proxies(record: Mapping[str, Any]) -> Table:
+    """How well each repair's score ranks the schemes."""
+    table = Table("score after", "Spearman", "90 % of bootstraps", "Kendall", "Spearman with loss")
+    for name, found in record["agreement"].items():
+        by = found["accuracy"]
+        interval = f"{by['low']:.2f} to {by['high']:.2f}"
+        table.add_row(
+            name, f"{by['spearman']:.3f}", interval, f"{by['kendall']:.3f}", f"{found['loss']['spearman']:.3f}"
+        )
+    return table
+
+
 def agreement(facts: Mapping[str, Any]) -> str:
     """How well a latency table predicts networks it was not corrected by."""
     return (

@@ -1,6 +1,7 @@
 """ResNet-56 on CIFAR-10 (JPEG) at half of its multiply-adds, without fine-tuning.
 
     AUTOPRUNE_DATA=... python benchmarks/resnet56_cifar10.py [--trials 200] [--searchers auto random] [--root FOLDER]
+        [--budget macs=50%] [--recovery sequential,images=256] [--polish sequential,images=2048]
 
 Prints one table: the dense network, uniform widths under the proxies people use, and what each searcher finds in
 the same number of trials. Candidates are scored on 2,048 training images; the 10,000 test images are looked at
@@ -31,6 +32,10 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--searchers", nargs="*", default=["auto", "random"])
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
+    parser.add_argument("--proxies", action=argparse.BooleanOptionalAction, default=True, help="uniform widths too")
+    parser.add_argument("--budget", default="macs=50%")
+    parser.add_argument("--recovery", default=RECOVERY, help="repair of every candidate")
+    parser.add_argument("--polish", default=None, help="repair of the answer")
     parser.add_argument("--root", default=None, help="keep the runs here, and continue them")
     given = parser.parse_args()
     if "AUTOPRUNE_DATA" not in os.environ:
@@ -42,12 +47,12 @@ def main() -> None:
     test = list(splits.test())
     example = torch.zeros(1, 3, 32, 32)
     space = api.trace(network, example)
-    budget = Budget.parse("macs=50%", space)
+    budget = Budget.parse(given.budget, space)
     uniform = budget.fit(np.ones(len(space)))
 
     print("| widths | channels chosen by, repaired by | trials | MACs | validation loss | validation | test |")
     print("|---|---|---|---|---|---|---|")
-    for number, (criterion, recovery) in enumerate(PROXIES):
+    for number, (criterion, recovery) in enumerate(PROXIES if given.proxies else []):
         evaluator = Evaluator(
             network, space, splits.calibration, splits.validation, criterion=criterion, recovery=recovery
         )
@@ -62,11 +67,15 @@ def main() -> None:
             run = api.search(
                 network, example, splits.calibration, splits.validation, test=test,
                 budget=budget, space=space, searcher=searcher, seed=seed, trials=given.trials,
-                root=root, run=f"resnet56-{searcher}-{seed}",
+                recovery=given.recovery, polish=given.polish, root=root,
+                run=f"resnet56-{given.budget}-{searcher}-{seed}".replace("=", "-").replace("%", ""),
             )  # fmt: skip
-            found = dict(run.summary["rows"]["found"])
-            measured = Measurement(found["loss"], found["accuracy"], fractions=found["fractions"])
-            row(f"{searcher}, seed {seed}", f"obs, {RECOVERY}", run.summary["trials"], measured, found["test_accuracy"])
+            for label, repair in (("uniform", given.recovery), ("found", given.recovery), ("polished", given.polish)):
+                if label in run.summary["rows"]:
+                    seen = run.summary["rows"][label]
+                    measured = Measurement(seen["loss"], seen["accuracy"], fractions=seen["fractions"])
+                    name = f"{searcher}, seed {seed}: {label}"
+                    row(name, f"obs, {repair}", run.summary["trials"], measured, seen["test_accuracy"])
 
 
 def row(widths: str, proxy: str, trials: int, measured: Measurement, test: float) -> None:

@@ -160,7 +160,6 @@ SEARCH = ("search", "--calibration", "64", "--validation", "64", "--trials", "1"
         ((*SEARCH, "--reward", "constraint_punish", "--reward-set", "target=50"), "target = 50.0"),
         ((*SEARCH, "--reward", "constraint_punish", "--reward-set", "target=half"), "target='half': expected a number"),
         ((*SEARCH, "--reward-set", "target"), "--reward-set 'target': write KEY=VALUE"),
-        ((*SEARCH, "--reward", "latency_penalised"), "needs 'latency'"),
         ((*SEARCH, "--trials", "0"), "trials = 0"),
         ((*SEARCH, "--mean", "a,b"), "--mean"),
         ((*SEARCH, "--run", "../up"), "../up"),

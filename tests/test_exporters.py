@@ -3,17 +3,15 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-from functools import cache
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch_pruning as tp
-import torchvision
 from torch import nn
 
 from autoprune import exporters, slicing
-from autoprune.architectures import ARCHITECTURES
 from autoprune.errors import UserError
 from autoprune.exporters import csv
 from autoprune.exporters.torch_pruning import check_history, check_ratios, history, ratios, ratios_by_name
@@ -21,30 +19,22 @@ from autoprune.scheme import Scheme
 from autoprune.search_spaces.named import tie
 from autoprune.search_spaces.traced import trace
 from autoprune.space import SearchSpace
+from handoff_networks import NETWORKS, from_torchvision, marked, network, random_scheme, sequence
 from networks import SharedWeight
 from toy import chain, mixed
 
 SPACES = {"chain": chain([8, 12, 16]), "mixed": mixed()}
-
-
-def random_scheme(space: SearchSpace, seed: int = 0) -> Scheme:
-    """A scheme with indices that cuts most groups, scattered over the units."""
-    rng = np.random.default_rng(seed)
-    chosen = []
-    for group in space.groups:
-        units = np.sort(rng.permutation(group.units)[: rng.integers(1, group.units + 1)])
-        chosen.append(tuple(units.tolist()))
-    kept = tuple(len(units) * group.unit for units, group in zip(chosen, space.groups, strict=True))
-    return Scheme(kept, indices=tuple(chosen))
+POINTWISE = replace(SPACES["chain"], layers=tuple(replace(layer, kernel=1) for layer in SPACES["chain"].layers))
 
 
 # --- the table ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore::autoprune.exporters.notice.HandoffNotice")
 @pytest.mark.parametrize("name", exporters.EXPORTERS)
 def test_every_exporter_is_found_and_writes_text(name, tmp_path):
-    space = SPACES["chain"]
-    scheme = random_scheme(space)
+    space = POINTWISE  # AMC prunes what convolutions of 1x1 read, AIMET what convolutions read
+    scheme = Scheme((3, 7, 16), indices=((1, 2, 5), tuple(range(7)), tuple(range(16))))
     path = exporters.write(name, scheme, space, tmp_path / "new" / "file")
     assert path.read_text(encoding="utf-8") == exporters.text(name, scheme, space)
     assert path.read_text(encoding="utf-8").endswith("\n")
@@ -94,7 +84,32 @@ def test_what_a_file_cannot_hold_is_refused_and_nothing_is_written(tmp_path):
         exporters.write(lambda *_: {nn.ReLU(): 1}, space.dense, space, tmp_path / "file")
     assert not (tmp_path / "file").exists()
     with pytest.raises(UserError, match="cannot be written"):
-        exporters.write("csv", space.dense, space, tmp_path)
+        exporters.write("csv", space.dense, space, tmp_path, force=True)
+
+
+def test_a_file_that_is_there_is_replaced_only_by_force(tmp_path):
+    space = SPACES["chain"]
+    path = exporters.write("csv", space.dense, space, tmp_path / "widths.csv")
+    with pytest.raises(UserError, match=r"widths.csv exists already: .*--force"):
+        exporters.write("csv", space.smallest, space, path)
+    assert csv.read(path, space) == space.dense
+    assert csv.read(exporters.write("csv", space.smallest, space, path, force=True), space) == space.smallest
+
+
+def test_options_of_an_exporter_are_read_from_text():
+    space = SPACES["chain"]
+    named = exporters.configure("mmrazor", {"prefix": "backbone."})(space.dense, space)
+    assert next(iter(named)) == "backbone.conv0_(0, 8)_8"
+    with pytest.raises(UserError, match="no option 'prefx': its options are prefix; close: prefix"):
+        exporters.configure("mmrazor", {"prefx": "backbone."})
+    with pytest.raises(UserError, match="it has no options"):
+        exporters.configure("csv", {"separator": ";"})
+
+
+def test_a_number_that_json_does_not_have_is_refused():
+    space = SPACES["chain"]
+    with pytest.raises(UserError, match="a file cannot hold"):
+        exporters.text(lambda *_: {"loss": float("nan")}, space.dense, space)
 
 
 @pytest.mark.parametrize(("name", "file"), [("json", "scheme.json"), ("csv", "Scheme.CSV")])
@@ -230,73 +245,7 @@ def test_only_channels_are_handed_over():
 # --- Torch-Pruning: real networks -----------------------------------------------------------------------------------
 
 
-class SharedSum(nn.Module):
-    """A convolution whose halves belong to two groups: it is summed with a concatenation."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.whole = nn.Conv2d(3, 10, 1)
-        self.left, self.right = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 6, 1)
-        self.join = nn.Conv2d(10, 6, 3)
-        self.head = nn.Conv2d(6, 2, 1)
-
-    def forward(self, x):
-        y = self.whole(x) + torch.cat([self.left(x), self.right(x)], 1)
-        return self.head(self.join(y))
-
-
-def sequence(*layers: nn.Module):
-    return lambda: nn.Sequential(*layers)
-
-
-def grouped() -> nn.Module:
-    """Depthwise, grouped and transposed convolutions, and a flattened one."""
-    return nn.Sequential(
-        nn.Conv2d(3, 12, 3), nn.BatchNorm2d(12), nn.Conv2d(12, 12, 3, groups=12), nn.PReLU(12),
-        nn.Conv2d(12, 16, 1, groups=4), nn.Conv2d(16, 24, 1, groups=2), nn.ConvTranspose2d(24, 10, 2),
-        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(40, 9), nn.ReLU(), nn.Linear(9, 5),
-    )  # fmt: skip
-
-
-def from_torchvision(name: str):
-    return lambda: torchvision.models.get_model(name, weights=None)
-
-
-NETWORKS = {
-    "digits": (ARCHITECTURES["digits"], (1, 8, 8)),
-    "resnet20": (ARCHITECTURES["resnet20"], (3, 32, 32)),
-    "resnet56": (ARCHITECTURES["resnet56"], (3, 32, 32)),
-    "resnet18": (from_torchvision("resnet18"), (3, 32, 32)),
-    "mobilenet_v2": (from_torchvision("mobilenet_v2"), (3, 32, 32)),
-    "resnet50": (from_torchvision("resnet50"), (3, 64, 64)),
-    "resnext50": (from_torchvision("resnext50_32x4d"), (3, 64, 64)),
-    "densenet121": (from_torchvision("densenet121"), (3, 64, 64)),
-    "grouped": (grouped, (3, 12, 12)),
-    "shared sum": (SharedSum, (3, 8, 8)),
-}
-SLOW = ("resnet50", "resnext50", "densenet121")
 BY_LAYER = [name for name in NETWORKS if name != "shared sum"]
-
-
-def marked(names):
-    return [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in names]
-
-
-@cache
-def network(name: str):
-    """The network with statistics that are not the initial ones, an example and its space."""
-    build, shape = NETWORKS[name]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = build()
-        example = torch.randn(2, *shape)
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                nn.init.uniform_(module.running_mean, -0.5, 0.5)
-                nn.init.uniform_(module.running_var, 0.5, 2.0)
-                nn.init.uniform_(module.weight, 0.5, 1.5)
-                nn.init.uniform_(module.bias, -0.5, 0.5)
-    return model.eval(), example, trace(model, example)
 
 
 def units(scheme: Scheme):

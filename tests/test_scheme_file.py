@@ -3,14 +3,27 @@ from __future__ import annotations
 import json
 import math
 
+import jsonschema
 import numpy as np
 import pytest
-from hypothesis import given
+import torch
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoprune.errors import UserError
 from autoprune.exporters import scheme_file
-from autoprune.exporters.scheme_file import FORMAT, VERSION, export, parse, read, units_of
+from autoprune.exporters.scheme_file import (
+    FORMAT,
+    SECTIONS,
+    VERSION,
+    export,
+    other_weights,
+    parse,
+    read,
+    schema,
+    shapes,
+    units_of,
+)
 from autoprune.scheme import Scheme
 from autoprune.space import SearchSpace
 from toy import chain, mixed
@@ -115,7 +128,7 @@ def test_sections_are_kept_in_a_fixed_order_and_do_not_disturb_reading():
     facts = {
         "provenance": {"seed": 1},
         "costs": {"macs": 5.0},
-        "model": "autoprune:digits",
+        "model": {"name": "autoprune:digits"},
         "measurement": {"kl": math.nan},
     }
     text = export(space.dense, space, facts=facts)
@@ -213,3 +226,142 @@ def test_a_file_that_is_something_else_is_refused(tmp_path, content):
 def test_a_missing_file_is_reported(tmp_path):
     with pytest.raises(UserError, match="no file or folder"):
         read(tmp_path / "none.json", SPACES["chain"])
+
+
+# --- what a file says about the model ---------------------------------------------------------------------------------
+
+
+def test_everything_that_differs_from_the_model_at_hand_is_listed():
+    small, large = chain([8, 12, 16, 20, 24]), chain([4, 6, 8, 10, 24])
+    with pytest.raises(UserError) as caught:
+        read(export(small.dense, small), large)
+    assert str(caught.value) == (
+        "the file was made for another model: group conv0 has 4 channels here, 8 in the file; "
+        "group conv1 has 6 channels here, 12 in the file; group conv2 has 8 channels here, 16 in the file and 1 more"
+    )
+    with pytest.raises(UserError, match="no group is called 'conv3' here; .*; no group is called 'conv4' here"):
+        read(export(small.dense, small), chain([8, 12, 16]))
+
+
+def test_a_file_for_other_weights_is_told():
+    space = SPACES["chain"]
+    text = export(space.dense, space, facts={"model": {"name": "mine", "digest": "abc"}})
+    assert other_weights(text, "abc") is None
+    assert other_weights(export(space.dense, space), "abc") is None
+    assert other_weights(text, "def") == (
+        "the scheme was made for other weights of mine (digest abc, here def): its counts hold for any, "
+        "its kept indices were chosen for those"
+    )
+
+
+def test_shapes_follow_the_structure_of_the_example():
+    example = {"image": torch.zeros(2, 3, 8, 8), "more": (torch.zeros(2, 5), 7)}
+    assert shapes(example) == {"image": [2, 3, 8, 8], "more": [[2, 5], None]}
+    assert shapes(torch.zeros(1, 4)) == [1, 4]
+
+
+# --- the published schema ---------------------------------------------------------------------------------------------
+
+VALIDATOR = jsonschema.Draft202012Validator(schema())
+FACTS = {
+    "model": {"name": "mine", "source": {"model": "a:b"}, "digest": "0f", "example_shape": [1, 3, 8, 8]},
+    "costs": {"dense": {"macs": 10.0}, "kept": {"macs": 5.0}},
+    "measurement": {"loss": 0.5, "accuracy": math.nan, "kl": None, "error": None, "fractions": {"macs": 0.5}},
+    "latency": {"milliseconds": {"dense": 2.0, "kept": 1.0}, "conditions": "cpu, batch 1, 1 thread"},
+    "reward": {"name": "neg_loss", "value": -0.5},
+    "provenance": {"searcher": "auto", "options": {}, "seed": 0, "versions": {"torch": "2.15"}},
+}
+
+
+def test_the_schema_is_a_schema_of_the_newest_version():
+    jsonschema.Draft202012Validator.check_schema(schema())
+    assert schema()["properties"]["version"] == {"const": VERSION}
+    assert schema()["properties"]["format"] == {"const": FORMAT}
+    assert set(FACTS) == set(SECTIONS)
+    assert set(schema()["properties"]) == {"format", "version", "granularity", "groups", *SECTIONS}
+
+
+@pytest.mark.parametrize("name", SPACES)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data(), indices=st.booleans(), sections=st.sets(st.sampled_from(SECTIONS)))
+def test_what_is_written_is_valid_under_the_schema(name, data, indices, sections):
+    space = SPACES[name]
+    facts = {section: FACTS[section] for section in sections}
+    VALIDATOR.validate(json.loads(export(data.draw(schemes(space, indices)), space, facts=facts)))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"_version": 2},
+        {"_version": "1"},
+        {"_format": "onnx"},
+        {"_format": ...},
+        {"_groups": {}},
+        {"_groups": [{"kept_channels": 3}]},
+        {"_granularity": "filter"},
+        {"name": ""},
+        {"kept_channels": 0},
+        {"kept_channels": 2.5},
+        {"kept_channels": "4"},
+        {"kept_channels": ...},
+        {"kept_chanels": 4},
+        {"kept_indices": "all"},
+        {"kept_indices": [0, 0]},
+        {"kept_indices": [-1]},
+        {"_model": "mine"},
+        {"_note": "mine"},
+    ],
+)
+def test_the_schema_refuses_what_is_not_a_scheme_file(changes):
+    space = SPACES["chain"]
+    with pytest.raises(jsonschema.ValidationError):
+        VALIDATOR.validate(json.loads(edited(space, space.dense, **changes)))
+
+
+def test_a_file_written_by_hand_needs_names_and_counts_only():
+    space = SPACES["chain"]
+    record = {
+        "format": FORMAT,
+        "version": VERSION,
+        "granularity": "channel",
+        "groups": [{"name": group.name, "kept_channels": 3} for group in space.groups],
+    }
+    VALIDATOR.validate(record)
+    assert read(json.dumps(record), space) == Scheme((3, 3, 3))
+
+
+@pytest.mark.slow
+def test_the_file_of_a_search_is_valid_and_says_everything(tmp_path):
+    import autoprune
+    from autoprune.architectures import ARCHITECTURES
+
+    torch.manual_seed(0)
+    model = ARCHITECTURES["digits"]()
+    images, labels = torch.randn(48, 1, 8, 8), torch.randint(0, 10, (48,))
+    batches = [[(images[i : i + 16], labels[i : i + 16])] for i in (0, 16)]
+    run = autoprune.search(model, images[:2], *batches, budget="macs=50%", searcher="uniform", trials=1, root=tmp_path)
+    record = json.loads((run.folder / "scheme.json").read_text())
+    VALIDATOR.validate(record)
+    assert set(record) == {"format", "version", "granularity", "groups", *SECTIONS}
+    assert record["model"]["example_shape"] == [2, 1, 8, 8] and record["model"]["digest"]
+    assert record["costs"]["kept"]["macs"] < record["costs"]["dense"]["macs"]
+    assert record["latency"]["milliseconds"]["kept"] > 0 and "cpu" in record["latency"]["conditions"]
+    assert record["reward"] == {"name": record["reward"]["name"], "value": run.summary["reward"]}
+    provenance = record["provenance"]
+    assert (provenance["searcher"], provenance["seed"], provenance["options"]) == ("uniform", 0, {})
+    assert {"autoprune", "torch"} <= set(provenance["versions"])
+    assert read(run.folder / "scheme.json", run.space) == run.scheme
+
+
+def test_the_file_of_an_applied_scheme_is_valid(tmp_path):
+    import autoprune
+    from autoprune import api
+    from autoprune.architectures import ARCHITECTURES
+
+    model = ARCHITECTURES["digits"]()
+    space = autoprune.trace(model, torch.randn(2, 1, 8, 8))
+    done = api.apply(model, space, space.smallest, tmp_path / "small", criterion="l2", recovery="none")
+    record = json.loads((done.folder / "scheme.json").read_text())
+    VALIDATOR.validate(record)
+    assert record["costs"]["kept"]["macs"] < record["costs"]["dense"]["macs"]

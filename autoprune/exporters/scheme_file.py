@@ -5,11 +5,16 @@ One entry per group holds its name, the modules that lose something, and the cou
     {"format": "autoprune-scheme", "version": 1, "granularity": "channel",
      "groups": [{"name": "conv1", "members": [{"module": "conv1", "role": "out"}, …], "original_channels": 64,
                  "kept_channels": 40, "unit": 1, "rate_kept": 0.625, "kept_indices": [0, 3, …]}, …],
-     "model": …, "costs": …, "measurement": …, "provenance": …}
+     "model": …, "costs": …, "measurement": …, "latency": …, "reward": …, "provenance": …}
 
 ``kept_channels`` is the truth, ``rate_kept`` is derived from it for the reader's eye and ignored here.
 ``kept_indices`` are there only if the scheme says which channels stay: channel numbers of the layer that
-produces them, ascending. The sections after the groups are optional and belong to whoever wrote the file.
+produces them, ascending. The sections after the groups are optional and are not needed to read the scheme: which model
+it was made for (name, source, digest of the weights, shape of an example), costs before and after, what was measured,
+milliseconds and the device they were taken on, the reward, and where the scheme comes from (searcher, options, seed,
+versions).
+
+:func:`schema` is the JSON Schema of the format, ``scheme.schema.json`` beside this file.
 """
 
 from __future__ import annotations
@@ -17,10 +22,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from autoprune.errors import UserError
+from autoprune.exporters.json_text import laid_out
 from autoprune.paths import existing
 from autoprune.references import close
 from autoprune.scheme import Scheme
@@ -28,8 +35,7 @@ from autoprune.space import Group, SearchSpace
 
 FORMAT = "autoprune-scheme"
 VERSION = 1
-SECTIONS = ("model", "costs", "measurement", "provenance")
-WIDTH = 120
+SECTIONS = ("model", "costs", "measurement", "latency", "reward", "provenance")
 SHOWN = 3
 
 
@@ -48,9 +54,39 @@ def export(scheme: Scheme, space: SearchSpace, model: object = None, *, facts: M
     record["groups"] = [_entry(scheme, space, position) for position in range(len(space))]
     record |= {name: _finite(facts[name]) for name in SECTIONS if name in facts}
     try:
-        return _layout(record, 0) + "\n"
+        return laid_out(record) + "\n"
     except TypeError as error:
         raise UserError(f"the sections of a scheme file must be plain JSON: {error}") from None
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of the newest version of the format."""
+    text = files("autoprune.exporters").joinpath("scheme.schema.json").read_text(encoding="utf-8")
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def shapes(example: Any) -> Any:
+    """The shape of an example input for the section "model": one list, or lists in the example's own structure."""
+    if isinstance(example, Mapping):
+        return {str(name): shapes(value) for name, value in example.items()}
+    if isinstance(example, list | tuple):
+        return [shapes(value) for value in example]
+    shape = getattr(example, "shape", None)
+    return None if shape is None else [int(size) for size in shape]
+
+
+def other_weights(source: str | Path, digest: str) -> str | None:
+    """What to tell somebody whose model has another ``digest`` than the file names; None where nothing differs."""
+    model = parse(source).get("model")
+    named = model.get("digest") if isinstance(model, Mapping) else None
+    if named is None or named == digest:
+        return None
+    name = f" of {model['name']}" if isinstance(model, Mapping) and model.get("name") else ""
+    return (
+        f"the scheme was made for other weights{name} (digest {named}, here {digest}): its counts hold for any, "
+        "its kept indices were chosen for those"
+    )
 
 
 def _finite(value: Any) -> Any:
@@ -91,22 +127,6 @@ def _members(group: Group) -> list[dict[str, str]]:
     ]
 
 
-def _layout(value: Any, indent: int) -> str:
-    """JSON with one line for whatever fits on one, and for every list of numbers."""
-    flat = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    numbers = isinstance(value, list) and all(isinstance(entry, int) for entry in value)
-    if not value or numbers or not isinstance(value, dict | list) or (indent and indent + len(flat) < WIDTH):
-        return flat
-    if isinstance(value, dict):
-        parts = [f"{json.dumps(str(key), ensure_ascii=False)}: {_layout(v, indent + 2)}" for key, v in value.items()]
-        opening, closing = "{", "}"
-    else:
-        parts = [_layout(entry, indent + 2) for entry in value]
-        opening, closing = "[", "]"
-    margin = "\n" + " " * (indent + 2)
-    return opening + margin + f",{margin}".join(parts) + "\n" + " " * indent + closing
-
-
 def parse(source: str | Path) -> dict[str, Any]:
     """The record in a scheme file, given as its path or its text; its groups are not looked at yet."""
     label, text = _content(source)
@@ -145,6 +165,7 @@ def read(source: str | Path, space: SearchSpace) -> Scheme:
     if granularity != space.granularity:
         raise UserError(f"the file's granularity is {granularity!r}, the search space has {space.granularity!r}")
     entries = _by_name(record["groups"], space)
+    _refuse_other_widths(entries, space)
     counts = tuple(_count(entries[group.name], group) for group in space.groups)
     indices = None
     if any("kept_indices" in entry for entry in entries.values()):
@@ -157,15 +178,13 @@ def read(source: str | Path, space: SearchSpace) -> Scheme:
 def _by_name(groups: Sequence[Mapping[str, Any]], space: SearchSpace) -> dict[str, Mapping[str, Any]]:
     entries = {entry["name"]: entry for entry in groups}
     known = [group.name for group in space.groups]
-    for name in entries:
-        if name not in known:
-            near = close(name, known)
-            raise UserError(f"the file was made for another model: no group is called {name!r} here{near}")
+    unknown = [f"no group is called {name!r} here{close(name, known)}" for name in entries if name not in known]
+    if unknown:
+        raise UserError(f"the file was made for another model: {_listed(unknown)}")
     missing = [name for name in known if name not in entries]
     if missing:
-        rest = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
         raise UserError(
-            f"the file says nothing about group {', '.join(missing[:SHOWN])}{rest}: list every group, uncut ones too, "
+            f"the file says nothing about group {_listed(missing, ', ')}: list every group, uncut ones too, "
             "or narrow the space as it was when the file was made"
         )
     if len(entries) < len(groups):
@@ -174,13 +193,22 @@ def _by_name(groups: Sequence[Mapping[str, Any]], space: SearchSpace) -> dict[st
     return entries
 
 
+def _refuse_other_widths(entries: Mapping[str, Mapping[str, Any]], space: SearchSpace) -> None:
+    differ = [
+        f"group {group.name} has {group.width} channels here, {original} in the file"
+        for group in space.groups
+        if (original := entries[group.name].get("original_channels", group.width)) != group.width
+    ]
+    if differ:
+        raise UserError(f"the file was made for another model: {_listed(differ)}")
+
+
+def _listed(texts: Sequence[str], separator: str = "; ") -> str:
+    rest = f" and {len(texts) - SHOWN} more" if len(texts) > SHOWN else ""
+    return separator.join(texts[:SHOWN]) + rest
+
+
 def _count(entry: Mapping[str, Any], group: Group) -> int:
-    original = entry.get("original_channels", group.width)
-    if original != group.width:
-        raise UserError(
-            f"the file was made for another model: group {group.name} has {group.width} channels here, "
-            f"{original} in the file"
-        )
     count = entry.get("kept_channels")
     if type(count) is not int or count < 1:
         raise UserError(f"group {group.name}: kept_channels = {count!r} is not a whole number of at least 1")

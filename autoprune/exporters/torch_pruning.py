@@ -40,10 +40,12 @@ tried with ResNet, ResNeXt, RegNet, MobileNet, EfficientNet, MNASNet, SqueezeNet
 from __future__ import annotations
 
 import copy
+import json
 import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,9 +55,12 @@ from torch import nn
 
 from autoprune import slicing
 from autoprune.errors import UserError
+from autoprune.exporters.bins import remaining
+from autoprune.exporters.comparison import refuse_other
 from autoprune.forward import Example
+from autoprune.paths import existing
 from autoprune.scheme import Scheme
-from autoprune.space import Group, Layer, SearchSpace
+from autoprune.space import Group, Layer, SearchSpace, Slice
 
 Entry = list[Any]
 """``[root module's name, True for its output channels, indices to remove]``."""
@@ -77,7 +82,7 @@ def ratios_by_name(scheme: Scheme, space: SearchSpace, model: nn.Module | None =
         _refuse_unfit(group, space, model)
         _refuse_split(group, space)
     return {
-        piece.module: 1 - (scheme.kept[position] // group.unit + 0.5) / group.units
+        piece.module: 1 - remaining(group.units, scheme.kept[position] // group.unit)
         for position, group in cut
         for piece in group.slices
         if piece.role == "out"
@@ -114,6 +119,79 @@ def history(
     return entries
 
 
+def read_history(entries: Sequence[Any], space: SearchSpace) -> Scheme:
+    """The scheme of a history, of :func:`history` or of a pruner's own ``pruning_history()``, with its kept indices.
+
+    Entries count what earlier ones have left. An entry may start from any layer of a group.
+    """
+    left: dict[tuple[str, int], list[int]] = {}
+    gone: list[set[int]] = [set() for _ in space.groups]
+    for number, entry in enumerate(entries):
+        if not (isinstance(entry, list | tuple) and len(entry) == 3 and isinstance(entry[2], list | tuple)):
+            raise UserError(f"entry {number} of the history is not [layer, is_out_channel, indices]")
+        for position, units in _lost(number, list(entry), left, space):
+            gone[position] |= units
+            for piece in space.groups[position].slices:
+                removed = set(piece.positions[sorted(units)].ravel().tolist())
+                left[piece.path, piece.axis] = [at for at in _left(left, piece, space) if at not in removed]
+    kept = [
+        tuple(unit for unit in range(group.units) if unit not in units)
+        for group, units in zip(space.groups, gone, strict=True)
+    ]
+    counts = tuple(len(units) * group.unit for units, group in zip(kept, space.groups, strict=True))
+    scheme = Scheme(counts, space.granularity, tuple(kept))
+    space.check(scheme)
+    return scheme
+
+
+def _lost(
+    number: int, entry: Entry, left: dict[tuple[str, int], list[int]], space: SearchSpace
+) -> list[tuple[int, set[int]]]:
+    """The units that an entry removes, by the position of their group."""
+    name, out, indices = entry
+    pieces = [
+        (position, piece)
+        for position, group in enumerate(space.groups)
+        for piece in group.slices
+        if piece.module == name and piece.path in space.shapes and (piece.role == "in") != bool(out)
+    ]
+    if not pieces:
+        raise UserError(f"entry {number} of the history prunes {name!r}, which no group of this network has")
+    first = pieces[0][1]
+    remaining = _left(left, first, space)
+    beyond = [index for index in indices if not 0 <= int(index) < len(remaining)]
+    if beyond:
+        raise UserError(
+            f"entry {number} of the history removes channel {beyond[0]} of {name}, which has {len(remaining)} left"
+        )
+    chosen = {remaining[int(index)] for index in indices}
+    found = []
+    for position, piece in pieces:
+        if (piece.path, piece.axis) != (first.path, first.axis):
+            continue
+        rows = [set(row.tolist()) for row in piece.positions]
+        units = {unit for unit, row in enumerate(rows) if row & chosen}
+        if any(not rows[unit] <= chosen for unit in units):
+            raise UserError(f"entry {number} of the history removes part of the channels of {name} that leave together")
+        found.append((position, units))
+    return found
+
+
+def _left(left: dict[tuple[str, int], list[int]], piece: Slice, space: SearchSpace) -> list[int]:
+    """The entries of a piece's axis that earlier entries have left; of a buffer, those that the group knows."""
+    size = space.shapes[piece.path][piece.axis] if piece.path in space.shapes else int(piece.positions.max()) + 1
+    return left.setdefault((piece.path, piece.axis), list(range(size)))
+
+
+def read_file(path: str | Path, space: SearchSpace) -> Scheme:
+    """:func:`read_history` of a JSON file."""
+    try:
+        entries = json.loads(existing(path).read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}): a history of Torch-Pruning is expected") from None
+    return read_history(entries, space)
+
+
 def check_ratios(scheme: Scheme, space: SearchSpace, model: nn.Module, example: Example) -> None:
     """Let the installed Torch-Pruning prune a copy of ``model`` by ratios; refuse if a width is not the scheme's."""
     import torch_pruning as tp
@@ -134,7 +212,7 @@ def check_ratios(scheme: Scheme, space: SearchSpace, model: nn.Module, example: 
 
     _try(prune)
     kept = [np.arange(count // group.unit) for group, count in zip(space.groups, scheme.kept, strict=True)]
-    _compare(slicing.prune(model, space, kept), candidate, space, values=False)
+    refuse_other(slicing.prune(model, space, kept), candidate, space, _tool(), values=False)
 
 
 def check_history(scheme: Scheme, space: SearchSpace, model: nn.Module, example: Example) -> None:
@@ -145,7 +223,7 @@ def check_history(scheme: Scheme, space: SearchSpace, model: nn.Module, example:
     entries = history(scheme, space, candidate)
     _try(lambda: tp.DependencyGraph().build_dependency(candidate, _inputs(example)).load_pruning_history(entries))
     kept = [np.asarray(units, dtype=np.int64) for units in scheme.indices or ()]
-    _compare(slicing.prune(model, space, kept), candidate, space, values=True)
+    refuse_other(slicing.prune(model, space, kept), candidate, space, _tool(), values=True)
 
 
 def _cut(scheme: Scheme, space: SearchSpace) -> list[tuple[int, Group]]:
@@ -233,6 +311,10 @@ def _whose(group: Group) -> str:
     return f"the channels of group {group.name}"
 
 
+def _tool() -> str:
+    return f"Torch-Pruning {version('torch-pruning')}"
+
+
 def _inputs(example: Example) -> Example:
     """The example so that Torch-Pruning does not take a batch for a list of arguments."""
     return (example,) if isinstance(example, torch.Tensor) else example
@@ -247,24 +329,5 @@ def _try(prune: Any) -> None:
         except Exception as error:
             reason = (str(error).strip().splitlines() or [""])[0]
             raise UserError(
-                f"Torch-Pruning {version('torch-pruning')} cannot prune this network "
-                f"({type(error).__name__}: {reason}); hand over the pruned network"
+                f"{_tool()} cannot prune this network ({type(error).__name__}: {reason}); hand over the pruned network"
             ) from error
-
-
-def _compare(expected: nn.Module, found: nn.Module, space: SearchSpace, *, values: bool) -> None:
-    theirs = dict(slicing.named_tensors(found))
-    for path, tensor in slicing.named_tensors(expected):
-        other = theirs[path]
-        if other.shape == tensor.shape and (not values or torch.equal(other, tensor)):
-            continue
-        groups = [g.name for g in space.groups if any(piece.path == path for piece in g.slices)]
-        what = (
-            f"{path} would hold other channels"
-            if other.shape == tensor.shape
-            else f"{path} would be {tuple(other.shape)} instead of {tuple(tensor.shape)}"
-        )
-        raise UserError(
-            f"Torch-Pruning {version('torch-pruning')} sees other groups than the search space: {what} "
-            f"(group {', '.join(groups)}){REMEDY}"
-        )
