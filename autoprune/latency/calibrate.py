@@ -11,7 +11,7 @@ from torch import nn
 
 from autoprune.forward import Example
 from autoprune.latency.predict import FEATURES, UNCORRECTED, TableLatency
-from autoprune.latency.stopwatch import Timing
+from autoprune.latency.stopwatch import SURE, Timing
 from autoprune.latency.table import Table
 from autoprune.latency.units import units
 from autoprune.operations import Operations
@@ -46,7 +46,8 @@ def measured(
 ) -> list[Timing]:
     """How long the networks of these schemes take, interleaved. Which channels stay makes no difference."""
     networks = {str(n): sliced(model, space, scheme) for n, scheme in enumerate(schemes)}
-    timings = table.conditions.measure(networks, example, repeats, own=True)  # they are ours, and may be many
+    # they are ours, and may be many
+    timings = table.conditions.measure(networks, example, repeats, until=SURE, own=True)
     return [timings[name] for name in networks]
 
 

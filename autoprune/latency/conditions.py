@@ -103,13 +103,17 @@ class Conditions:
         example: Example,
         repeats: int = stopwatch.REPEATS,
         *,
+        until: float | None = None,
         own: bool = False,
     ) -> dict[str, Timing]:
-        """How long one forward pass of each network takes, on the example's samples; ``own`` is as in :meth:`run`."""
+        """How long one forward pass of each network takes, on the example's samples.
+
+        ``until`` is as in :func:`autoprune.latency.stopwatch.measure`, ``own`` as in :meth:`run`.
+        """
         with self.held():
             inputs = self.place(repeated(example, self.batch))
             runs = {name: self.run(network, inputs, own=own) for name, network in networks.items()}
-            return stopwatch.measure(runs, self.clock, repeats)
+            return stopwatch.measure(runs, self.clock, repeats, until=until)
 
     @property
     def clock(self) -> stopwatch.Clock:

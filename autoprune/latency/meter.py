@@ -13,7 +13,7 @@ from torch import nn
 from autoprune.errors import UserError
 from autoprune.forward import Example
 from autoprune.latency.conditions import Conditions
-from autoprune.latency.stopwatch import Timing
+from autoprune.latency.stopwatch import SURE, Timing
 from autoprune.references import stable_name
 
 TIMEOUT = 600.0
@@ -32,7 +32,7 @@ class Meter:
 
 def here(conditions: Conditions, example: Example) -> Meter:
     """Timed on this machine."""
-    return Meter(lambda networks: conditions.measure(networks, example), str(conditions))
+    return Meter(lambda networks: conditions.measure(networks, example, until=SURE), str(conditions))
 
 
 def elsewhere(function: Remote, timeout: float = TIMEOUT) -> Meter:

@@ -18,6 +18,7 @@ WARM_UP = 3
 REPEATS = 21
 SHORTEST = 2e-4  # seconds: what takes less is called several times between two readings of the clock
 NOISY = 0.1
+SURE, LIMIT = 0.01, 60.0  # a standard error that is small enough to compare networks, and seconds to reach it in
 
 Run = Callable[[], Any]
 Clock = Callable[[Run], float]
@@ -57,21 +58,44 @@ class Timing:
         return asdict(self)
 
 
-def measure(runs: Mapping[str, Run], clock: Clock, repeats: int = REPEATS, warm_up: int = WARM_UP) -> dict[str, Timing]:
-    """How long every run takes. Repeats are interleaved: a slow spell of the machine falls on all alike."""
+def measure(
+    runs: Mapping[str, Run],
+    clock: Clock,
+    repeats: int = REPEATS,
+    warm_up: int = WARM_UP,
+    *,
+    until: float | None = None,
+    limit: float = LIMIT,
+) -> dict[str, Timing]:
+    """How long every run takes. Repeats are interleaved: a slow spell of the machine falls on all alike.
+
+    With ``until`` it is repeated on, for at most ``limit`` seconds, until no median has a larger standard error
+    (as a fraction of the median).
+    """
     if repeats < 1:
         raise UserError(f"{repeats} repeats: at least 1 measurement is needed")
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     numbers = dict.fromkeys(runs, 1)
-    with torch.inference_mode():
-        for turn in range(warm_up + repeats):
+
+    def take(turns: int) -> dict[str, Timing]:
+        for _ in range(turns):
             for name, run in runs.items():
-                taken = clock(_several(run, numbers[name])) / numbers[name]
-                if turn >= warm_up:
-                    seconds[name].append(taken)
-                elif taken * numbers[name] < SHORTEST:
-                    numbers[name] = math.ceil(SHORTEST / max(taken, 1e-7))
-    return {name: Timing.of(values) for name, values in seconds.items()}
+                seconds[name].append(clock(_several(run, numbers[name])) / numbers[name])
+        return {name: Timing.of(values) for name, values in seconds.items()}
+
+    with torch.inference_mode():
+        for _ in range(warm_up):
+            for name, run in runs.items():
+                taken = clock(_several(run, numbers[name]))
+                if taken < SHORTEST:
+                    numbers[name] = math.ceil(numbers[name] * SHORTEST / max(taken, 1e-7))
+        timings = take(repeats)
+        once = sum(values[-1] * numbers[name] for name, values in seconds.items())
+        left = int(limit / max(once, 1e-9)) - repeats
+        while until is not None and left > 0 and max(timing.error for timing in timings.values()) > until:
+            timings = take(min(repeats, left))
+            left -= repeats
+    return timings
 
 
 def _several(run: Run, number: int) -> Run:
