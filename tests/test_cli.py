@@ -7,8 +7,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from autoprune import cli
-
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):

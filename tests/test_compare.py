@@ -1,5 +1,4 @@
 import json
-import sys
 import threading
 from pathlib import Path
 from xml.etree import ElementTree
@@ -10,7 +9,7 @@ import pytest
 import torch
 
 import autoprune
-from autoprune import api, cli, compare, data, demo, reward
+from autoprune import api, compare, data, demo, reward
 from autoprune.claim import claim
 from autoprune.compare import Comparison
 from autoprune.errors import UserError

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import autoprune
-from autoprune import chart, cli, data, demo
+from autoprune import chart, data, demo
 from autoprune.errors import UserError
 from autoprune.exporters import read
 from autoprune.fidelity import FULL, Fidelity

@@ -2,14 +2,13 @@
 
 import json
 import math
-import sys
 from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
 
 import toy
-from autoprune import cli, report, searchers
+from autoprune import report, searchers
 from autoprune.budget import Budget
 from autoprune.errors import UserError
 from autoprune.fidelity import FULL

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
+from autoprune.errors import UserError
 from autoprune.forward import Example
 from autoprune.latency.predict import FEATURES, UNCORRECTED, TableLatency
 from autoprune.latency.stopwatch import SURE, Timing
@@ -22,6 +25,7 @@ from autoprune.space import SearchSpace
 NETWORKS = 8
 CHECKS = 12
 REPEATS = 11
+PRIMITIVES = 600
 RIDGE = 0.02
 """How strongly weights are held to those of an uncorrected table, in squared relative error per network."""
 
@@ -36,19 +40,49 @@ def random_schemes(space: SearchSpace, number: int, seed: int) -> list[Scheme]:
     return schemes
 
 
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """How long networks take, in milliseconds at the speed that the machine had when the dense one took ``dense``.
+
+    ``drift`` is how far its speed was from that at worst (a fraction), ``spread`` a measurement's usual one.
+    """
+
+    ms: NDArray[np.float64]
+    dense: Timing
+    drift: float
+    spread: float
+
+
 def measured(
     model: nn.Module,
     example: Example,
     space: SearchSpace,
     schemes: Sequence[Scheme],
     table: Table,
-    repeats: int = REPEATS,
-) -> list[Timing]:
-    """How long the networks of these schemes take, interleaved. Which channels stay makes no difference."""
-    networks = {str(n): sliced(model, space, scheme) for n, scheme in enumerate(schemes)}
-    # they are ours, and may be many
-    timings = table.conditions.measure(networks, example, repeats, until=SURE, own=True)
-    return [timings[name] for name in networks]
+    dense: float | None = None,
+) -> Sample:
+    """How long the networks of these schemes take. Which channels stay makes no difference.
+
+    Several take turns, the dense network among them: what it takes tells how fast the machine is just then, and all
+    are told at the speed at which it takes ``dense`` milliseconds (default: what it takes at first). No more take
+    turns than :data:`PRIMITIVES` allows: oneDNN remembers how it computes 1,024 layers, and networks that push each
+    other out of that memory are slower than any is alone.
+    """
+    layers = sum(isinstance(module, nn.Linear | _ConvNd) for module in model.modules())
+    together = max(2, PRIMITIVES // max(1, layers))
+    ms: list[float] = []
+    spreads, speeds, first = [], [], None
+    for start in range(0, len(schemes), together):
+        several = [space.dense, *schemes[start : start + together]]
+        networks = {str(n): sliced(model, space, scheme) for n, scheme in enumerate(several)}
+        timings = table.conditions.measure(networks, example, REPEATS, until=SURE, own=True)  # they are ours
+        first = first or timings["0"]
+        speeds.append((dense or first.median) / timings["0"].median)
+        ms += [timings[str(n)].median * speeds[-1] for n in range(1, len(several))]
+        spreads += [timing.spread for timing in timings.values()]
+    if first is None:
+        raise UserError("there is no scheme to measure: give at least one")
+    return Sample(np.array(ms), first, float(np.abs(np.array(speeds) - 1).max()), float(np.median(spreads)))
 
 
 def sliced(model: nn.Module, space: SearchSpace, scheme: Scheme) -> nn.Module:
@@ -75,19 +109,20 @@ def calibrated(
     raw = TableLatency(operations, units(operations), table)
     fitted = [space.dense, space.smallest, *random_schemes(space, NETWORKS - 2, seed)]
     checked = random_schemes(space, CHECKS, seed + 1)
-    timings = measured(model, example, space, [*fitted, *checked], table)
-    ms = np.array([timing.median for timing in timings])
+    sample = measured(model, example, space, [*fitted, *checked], table)
+    ms = sample.ms
     features = np.array([raw.features(np.array(scheme.kept, dtype=np.float64)) for scheme in (*fitted, *checked)])
     weights = fit(features[: len(fitted)], ms[: len(fitted)])
     predicted = features @ np.array([weights[name] for name in FEATURES])
     record = {
         "weights": weights,
-        "dense": timings[0].to_dict(),
+        "dense": sample.dense.to_dict(),
         "fitted": [list(pair) for pair in zip(predicted[: len(fitted)], ms[: len(fitted)], strict=True)],
         "checked": [list(pair) for pair in zip(predicted[len(fitted) :], ms[len(fitted) :], strict=True)],
         "uncorrected": agreement(features[len(fitted) :] @ np.array(list(UNCORRECTED.values())), ms[len(fitted) :]),
         **agreement(predicted[len(fitted) :], ms[len(fitted) :]),
-        "spread": float(np.median([timing.spread for timing in timings])),
+        "spread": sample.spread,
+        "drift": sample.drift,
     }
     tell("calibrated", record)
     return Table(table.conditions, table.machine, table.entries, {**table.calibrations, space.fingerprint: record})

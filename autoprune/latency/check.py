@@ -21,7 +21,11 @@ from autoprune.space import SearchSpace
 def check(
     table: Table, model: nn.Module, example: Example, space: SearchSpace, networks: int, seed: int
 ) -> dict[str, Any]:
-    """Predicted and measured milliseconds of random schemes (``checked``), their mean error and rank correlation."""
+    """Predicted and measured milliseconds of random schemes (``checked``), their mean error and rank correlation.
+
+    A machine that is slower or faster by now (``drift``) is not held against the table: what is measured is told at the
+    speed of the calibration, by the dense network.
+    """
     if networks < 3:
         raise UserError(f"{networks} networks: a rank correlation needs at least 3")
     if space.fingerprint not in table.calibrations:
@@ -32,6 +36,8 @@ def check(
     operations = record(model, example, space, table.conditions.batch)
     predicted = TableLatency(operations, units(operations), table, weights_of(table, space.fingerprint))
     schemes = random_schemes(space, networks, seed)
-    ms = np.array([timing.median for timing in measured(model, example, space, schemes, table)])
+    dense = float(table.calibrations[space.fingerprint]["dense"]["median"])
+    sample = measured(model, example, space, schemes, table, dense)
     guesses = np.array([predicted(scheme) for scheme in schemes])
-    return {"checked": np.stack([guesses, ms], 1).tolist(), **agreement(guesses, ms)}
+    pairs = np.stack([guesses, sample.ms], 1).tolist()
+    return {"checked": pairs, "drift": sample.drift, **agreement(guesses, sample.ms)}

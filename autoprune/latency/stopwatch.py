@@ -18,7 +18,7 @@ WARM_UP = 3
 REPEATS = 21
 SHORTEST = 2e-4  # seconds: what takes less is called several times between two readings of the clock
 NOISY = 0.1
-SURE, LIMIT = 0.01, 60.0  # a standard error that is small enough to compare networks, and seconds to reach it in
+SURE, LIMIT = 0.01, 20.0  # a standard error that is small enough to compare networks, and seconds to reach it in
 
 Run = Callable[[], Any]
 Clock = Callable[[Run], float]

@@ -13,7 +13,10 @@ from autoprune.trial import Trial
 def in_batches(
     schemes: Sequence[Scheme], batch: int, fidelity: Fidelity = FULL
 ) -> Generator[list[Scheme] | Batch, list[Trial], list[Trial]]:
-    """Asks for any number of schemes, ``batch`` at a time: ``trials = yield from in_batches(schemes, batch)``."""
+    """Ask for any number of schemes, so many at a time.
+
+    In a searcher: ``trials = yield from in_batches(schemes, batch)``.
+    """
     trials: list[Trial] = []
     for at in range(0, len(schemes), batch):
         part = list(schemes[at : at + batch])
