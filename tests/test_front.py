@@ -307,7 +307,7 @@ def test_a_run_is_not_continued_with_other_objectives(several: Run, call) -> Non
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (("--objectives", "accuracy,latency"), "'latency' is not measured"),
+        (("--objectives", "accuracy,watts"), "'watts' is not measured"),
         (("--objectives", "accuracy"), "name at least two"),
         (("--objectives", "accuracy,macs", "--set", "sampler=cmaes"), "sampler=cmaes knows one objective"),
         (("--set", "objectives=accuracy,macs"), "--objectives accuracy,macs"),
