@@ -121,6 +121,8 @@ def problem(
     tell("traced", {"space": space})
     own = dict(costs or {})
     wanted = [name for name in ON_DEVICE if name not in own and _speaks_of(name, budget, reward, also)]
+    if conditions is None and device != "cpu":
+        conditions = Conditions(device)
     meter = None if conditions is None else here(conditions, example)
     if latency is not None and LATENCY not in own:
         wanted.append(LATENCY)

@@ -96,6 +96,7 @@ class Settled:
     error: float
     met: bool
     rounds: int
+    dense: Timing
 
     def facts(self) -> dict[str, float | int | bool]:
         """What a summary tells."""
@@ -103,6 +104,7 @@ class Settled:
             "limit": self.limit,
             "predicted": self.best.measurement.costs[LATENCY],
             "measured": self.timings[self.best.scheme.kept].median,
+            "dense": self.dense.median,
             "error": self.error,
             "met": self.met,
             "rounds": self.rounds,
@@ -148,8 +150,8 @@ class Finals:
                 timing = timings[trial.scheme.kept]
                 error = min(2 * timing.error, ERROR)
                 if timing.median <= limit * (1 + error):
-                    return Settled(trial, timings, limit, error, True, number)
-                seen.append(Settled(trial, timings, limit, error, False, number))
+                    return Settled(trial, timings, limit, error, True, number, timings[space.dense.kept])
+                seen.append(Settled(trial, timings, limit, error, False, number, timings[space.dense.kept]))
             over = min(timings[trial.scheme.kept].median for trial in ranked) / limit
             tight = replace(self.budget, caps={**self.budget.caps, LATENCY: tight.caps[LATENCY] / over * MARGIN})
             try:

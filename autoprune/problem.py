@@ -34,6 +34,7 @@ from autoprune.reward import Reward, score
 from autoprune.run import LEDGER, ROOT, Run, make_folder, new_name, prepare, surroundings
 from autoprune.scheme import Scheme
 from autoprune.searchers import Searcher
+from autoprune.space import SearchSpace
 from autoprune.storage import place
 from autoprune.tensorboard import Listener, drawn
 from autoprune.trial import Trial
@@ -122,6 +123,8 @@ class Problem:
         """
         tell = listener or (lambda event, facts: None)
         evaluator, budget = self.evaluator, self.budget
+        if self.meter is not None and LATENCY in budget.caps:  # widths that the hardware does not reward are no counts
+            start = [_legal(scheme, budget.space) for scheme in start]
         train = None if finish is None else function(finish, "finish", {})
         if polish is not None:
             recover.find(polish)
@@ -237,6 +240,14 @@ class Problem:
             raise
         ledger.append(self.uniform, measurement, trial.reward)
         return trial
+
+
+def _legal(scheme: Scheme, space: SearchSpace) -> Scheme:
+    """The scheme, or the largest one below it that the space has."""
+    if len(scheme) != len(space):
+        return scheme  # refused by whoever reads it
+    kept = tuple(group.floor(count) for group, count in zip(space.groups, scheme.kept, strict=True))
+    return scheme if kept == scheme.kept else Scheme(kept, scheme.granularity)
 
 
 def _told(stop: Stop, tell: Listener) -> Stop:

@@ -104,6 +104,7 @@ def test_an_optimistic_prediction_is_searched_on_until_the_budget_is_met(tmp_pat
     assert search.tightened[0] < 2.5
     assert search.settled.best in search.rounds.trials
     assert search.settled.facts()["measured"] == ms(search)
+    assert search.settled.facts()["dense"] == pytest.approx(off * predicted(SPACE.dense))
 
 
 def test_the_best_reward_among_those_that_meet_the_budget_wins(tmp_path) -> None:

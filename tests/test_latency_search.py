@@ -269,3 +269,22 @@ def test_bad_input_is_one_line(command_line, tmp_path, monkeypatch, words, messa
     assert status == 2, err
     assert message in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_a_start_scheme_between_the_stairs_is_lowered_to_the_next(digits, tmp_path) -> None:
+    """Under a latency cap some widths are left out; a scheme from elsewhere may have them."""
+    from autoprune.problem import _legal
+    from autoprune.scheme import Scheme
+    from toy import chain
+
+    space = chain((8, 16), step=4)
+    assert _legal(Scheme((7, 16)), space) == Scheme((4, 16))
+    assert _legal(Scheme((8, 12)), space) == Scheme((8, 12))
+    start = Scheme(tuple(max(1, round(0.6 * width)) for width in demo_widths(digits)))
+    run = search(digits, tmp_path, budget="latency=80%", latency=by_weights, start=[start])
+    assert run.summary["latency"]["met"]
+
+
+def demo_widths(digits) -> list[int]:
+    space = autoprune.api.trace(digits["network"], digits["splits"].validation[0][0][:1])
+    return [group.width for group in space.groups]
