@@ -247,6 +247,18 @@ def _pairs(option: str, texts: Sequence[str] | None) -> dict[str, str]:
     return pairs
 
 
+def scheme_path(source: str) -> Path:
+    """The scheme file of a run, or the file itself."""
+    from autoprune.run import SCHEME, Run
+
+    if Path(source).is_file():
+        return Path(source)
+    path = Run.open(source).folder / SCHEME
+    if not path.is_file():
+        raise UserError(f"run {source} has no {SCHEME} yet: let it finish first")
+    return path
+
+
 def read_scheme(path: str, space: SearchSpace) -> Scheme:
     """The scheme in a .json or .csv file, checked against the space."""
     from autoprune.exporters import read

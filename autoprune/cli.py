@@ -654,6 +654,32 @@ def export(
 
 
 @app.command()
+def diff(
+    first: Annotated[str, typer.Argument(help="a run (folder or name) or a scheme file")],
+    second: Annotated[str, typer.Argument(help="another")],
+    chart: Annotated[Path | None, typer.Option(help="write the comparison as a picture, .svg")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Compare two schemes of one network, group by group.
+
+    Example: autoprune diff my-run other-run --chart both.svg
+    """
+    from rich.console import Console
+
+    from autoprune import report
+    from autoprune.difference import compare_files
+
+    found = compare_files(arguments.scheme_path(first), arguments.scheme_path(second))
+    if chart is not None:
+        chart.write_text(found.chart(), encoding="utf-8")
+    if as_json:
+        print(json.dumps(found.to_dict()))
+        return
+    Console().print(report.difference(found))
+
+
+@app.command()
 def finetune(
     run: Annotated[str, typer.Argument(help="folder or name of a run")],
     data: Data = None,

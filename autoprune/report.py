@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from autoprune.budget import Budget
+    from autoprune.difference import Difference
     from autoprune.latency.stopwatch import Timing
     from autoprune.run import Run
     from autoprune.scheme import Scheme
@@ -131,6 +132,17 @@ def comparison(rows: Mapping[str, Mapping[str, Any]]) -> Table:
         )
     if all("latency" in row for row in rows.values()):
         table.add_row("latency, measured", *(f"{1e3 * row['latency']:.2f} ms" for row in rows.values()))
+    return table
+
+
+def difference(found: Difference) -> Table:
+    """One line a group, and the costs where both are known."""
+    table = Table("group", "dense", *found.names, "difference", title=f"{found.moved} channels apart")
+    for row in found.rows:
+        apart = row.second - row.first
+        table.add_row(row.name, str(row.width), str(row.first), str(row.second), f"{apart:+d}" if apart else "")
+    for name, (one, two) in found.costs.items():
+        table.add_row(LABELS.get(name, name), "", amount(one), amount(two), f"{two / one - 1:+.1%}")
     return table
 
 
