@@ -88,6 +88,17 @@ class Postgres:
         return self.url(name)
 
 
+def _open_to_others() -> Path:
+    """A folder for temporary files that another user can reach, if the server has to run as one."""
+    usual = Path(tempfile.gettempdir()).resolve()
+    if os.getuid():
+        return usual
+    for folder in (usual, Path("/tmp"), Path("/var/tmp")):
+        if all(place.stat().st_mode & 0o001 for place in (folder, *folder.parents)):
+            return folder
+    pytest.skip("PostgreSQL does not run as root, and another user can reach no folder for temporary files")
+
+
 @contextlib.contextmanager
 def postgres() -> Iterator[Postgres]:
     """A PostgreSQL server that is stopped at the end."""
@@ -100,7 +111,7 @@ def postgres() -> Iterator[Postgres]:
         pytest.skip("PostgreSQL does not run as root, and there is no setpriv to run it as somebody else")
     binaries = installed[-1].parent if installed else Path(str(on_path)).resolve().parent
     # Not pytest's folder: that is closed to other users, and its path is too long for a socket.
-    folder = Path(tempfile.mkdtemp(prefix="autoprune-pg-"))
+    folder = Path(tempfile.mkdtemp(prefix="autoprune-pg-", dir=_open_to_others()))
     server = Postgres(binaries, folder, free_port())
     try:
         server.make()
