@@ -58,19 +58,21 @@ def save(
     recipe: Mapping[str, Any],
     progress: Progress,
     networks: Mapping[str, nn.Module],
-    optimizer: torch.optim.SGD,
+    optimizer: torch.optim.Optimizer,
 ) -> None:
     """Write an epoch down. It is one file, so that a kill leaves this epoch or the one before."""
     values = {f"{key}.{name}": tensor for key, model in networks.items() for name, tensor in tensors(model).items()}
-    for number, momentum in _momenta(optimizer):
-        values[f"momentum.{number}"] = momentum.detach().cpu().clone().contiguous()
+    for number, parameter in enumerate(_parameters(optimizer)):
+        for key, value in optimizer.state[parameter].items():
+            if isinstance(value, Tensor):
+                values[f"optimizer.{number}.{key}"] = value.detach().cpu().clone().contiguous()
     facts = {"recipe": dict(recipe), **asdict(progress)}
     write(folder / STATE, values, json.dumps(facts))
     (folder / HISTORY).write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
 
 def resume(
-    folder: Path, recipe: Mapping[str, Any], networks: Mapping[str, nn.Module], optimizer: torch.optim.SGD
+    folder: Path, recipe: Mapping[str, Any], networks: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer
 ) -> Progress:
     """Put the last epoch of a folder back, if there is one; a training by another recipe is refused."""
     path = folder / STATE
@@ -88,13 +90,13 @@ def resume(
     values = load_file(path)
     for key, model in networks.items():
         place(model, {name.removeprefix(f"{key}."): t for name, t in values.items() if name.startswith(f"{key}.")})
-    for number, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
-        if f"momentum.{number}" in values:
-            optimizer.state[parameter]["momentum_buffer"] = values[f"momentum.{number}"].to(parameter.device)
+    for number, parameter in enumerate(_parameters(optimizer)):
+        for name in (name for name in values if name.startswith(f"optimizer.{number}.")):
+            key = name.split(".", 2)[2]
+            # Adam counts its steps on the CPU
+            optimizer.state[parameter][key] = values[name] if key == "step" else values[name].to(parameter.device)
     return Progress(facts["epoch"], facts["history"], facts["best"])
 
 
-def _momenta(optimizer: torch.optim.SGD) -> list[tuple[int, Tensor]]:
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    found = [(number, optimizer.state[p].get("momentum_buffer")) for number, p in enumerate(parameters)]
-    return [(number, momentum) for number, momentum in found if momentum is not None]
+def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors.torch import load_file
@@ -85,6 +86,35 @@ class Recipe:
         return self.lr * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising))) / 2
 
 
+Step = Callable[[nn.Module, torch.optim.Optimizer, Tensor, Tensor, int], float]
+
+
+def sgd(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The optimizer of a recipe, for all parameters."""
+    return torch.optim.SGD(
+        model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay,
+        nesterov=recipe.momentum > 0,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Method:
+    """How a training descends, where that is not the usual way.
+
+    ``step(model, optimizer, inputs, labels, epoch)`` makes one step and returns its loss (None: the cross-entropy of
+    the recipe, perhaps beside a teacher's divergence). ``optimizer(model, recipe)`` must leave the learning rate to the
+    recipe. ``used(model)`` is a context in which the network is as it is judged and kept, such as masked. ``keep`` says
+    which epoch comes back: the "best" on validation images, or the "last", which needs none. ``facts`` (JSON-ready)
+    tell two methods apart: a folder with a training by another one is refused.
+    """
+
+    step: Step | None = None
+    optimizer: Callable[[nn.Module, Recipe], torch.optim.Optimizer] = sgd
+    used: Callable[[nn.Module], AbstractContextManager[Any]] = nullcontext
+    keep: Literal["best", "last"] = "best"
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
 def finetune(
     model: nn.Module,
     train: Batches,
@@ -93,6 +123,7 @@ def finetune(
     recipe: Recipe = Recipe(),
     *,
     teacher: nn.Module | None = None,
+    method: Method = Method(),
     tell: Tell = lambda facts: None,
 ) -> list[dict[str, float]]:
     """Train ``model`` in place; it comes back, in evaluation mode, as its best epoch left it.
@@ -100,11 +131,12 @@ def finetune(
     ``train`` and ``validation`` are (input, class numbers) batches that share no image; training images are held in
     memory and dealt anew every epoch. Epochs are written to ``folder`` as they end: called again with the same
     recipe, a training that was stopped goes on, to the same weights. ``tell`` hears a record per epoch (epoch, lr,
-    loss, validation_loss, validation_accuracy), which are also returned.
+    loss, validation_loss, validation_accuracy), which are also returned. Other ways to descend, and to keep the last
+    epoch instead, are a :class:`Method`.
     """
     if recipe.distill and teacher is None:
         raise UserError(f"distill = {recipe.distill} needs a teacher: the dense network")
-    if not len(train) or not len(validation):
+    if not len(train) or not (len(validation) or method.keep == "last"):
         raise UserError("fine-tuning needs training and validation batches: one of them is empty")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -113,67 +145,80 @@ def finetune(
     labels = torch.cat([classes for _, classes in train])
     if len(images) < 2:
         raise UserError("fine-tuning needs at least two training images")
-    size = min(recipe.batch, len(images))
-    per_epoch = len(images) // size
+    per_epoch = len(images) // min(recipe.batch, len(images))
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay,
-        nesterov=recipe.momentum > 0,
-    )  # fmt: skip
+    optimizer = method.optimizer(model, recipe)
+    step = method.step or descent(recipe, teacher)
     average = copy.deepcopy(model).eval() if recipe.ema is not None else None
     networks = {"model": model} if average is None else {"model": model, "average": average}
     judged = networks.get("average", model)
-    progress = checkpoint.resume(folder, asdict(recipe), networks, optimizer)
+    told = {**asdict(recipe), **method.facts}
+    progress = checkpoint.resume(folder, told, networks, optimizer)
     while progress.epoch < recipe.epochs:
-        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + progress.epoch)
-        order = torch.randperm(len(images), generator=generator)
         model.train()
         total = rate = 0.0
-        with torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []):
-            torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))  # what dropout draws
-            for number in range(per_epoch):
-                rate = recipe.rate(progress.epoch * per_epoch + number, recipe.epochs * per_epoch)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                chosen = order[number * size : (number + 1) * size]
-                inputs = AUGMENTS[recipe.augment](images[chosen], generator).to(device)
-                total += _descend(model, optimizer, inputs, labels[chosen].to(device), recipe, teacher)
-                if average is not None:
-                    _follow(average, model, recipe.ema or 0.0)
-        loss, accuracy = judge(judged, validation)
+        for number, (inputs, classes) in enumerate(_dealt(images, labels, recipe, progress.epoch, device)):
+            rate = recipe.rate(progress.epoch * per_epoch + number, recipe.epochs * per_epoch)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            total += step(model, optimizer, inputs, classes, progress.epoch)
+            if average is not None:
+                _follow(average, model, recipe.ema or 0.0)
         facts = {"epoch": progress.epoch + 1, "lr": rate, "loss": total / per_epoch}
-        facts |= {"validation_loss": loss, "validation_accuracy": accuracy}
         if not math.isfinite(total):
             raise UserError(f"epoch {progress.epoch + 1} diverged (loss {total}): lower lr = {recipe.lr}")
-        progress.history.append(facts)
-        progress.epoch += 1
-        if progress.best < 0 or accuracy > progress.history[progress.best]["validation_accuracy"]:
-            progress.best = progress.epoch - 1
-            checkpoint.write(folder / BEST, checkpoint.tensors(judged))
-        checkpoint.save(folder, asdict(recipe), progress, networks, optimizer)
+        with method.used(judged):
+            if len(validation):
+                facts["validation_loss"], facts["validation_accuracy"] = judge(judged, validation)
+            progress.history.append(facts)
+            progress.epoch += 1
+            if method.keep == "last" or progress.best < 0 or _better(progress):
+                progress.best = progress.epoch - 1
+                checkpoint.write(folder / BEST, checkpoint.tensors(judged))
+        checkpoint.save(folder, told, progress, networks, optimizer)
         tell(facts)
     checkpoint.place(model, load_file(folder / BEST))
     model.eval()
     return progress.history
 
 
-def _descend(
-    model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor, labels: Tensor, recipe: Recipe,
-    teacher: nn.Module | None,
-) -> float:  # fmt: skip
-    answer = logits(call(model, inputs))
-    loss = functional.cross_entropy(answer, labels, label_smoothing=recipe.label_smoothing)
-    if recipe.distill and teacher is not None:
-        with torch.no_grad(), evaluating(teacher):
-            target = functional.log_softmax(logits(call(teacher, inputs)) / recipe.temperature, 1)
-        student = functional.log_softmax(answer / recipe.temperature, 1)
-        divergence = functional.kl_div(student, target, reduction="batchmean", log_target=True)
-        loss = (1 - recipe.distill) * loss + recipe.distill * recipe.temperature**2 * divergence
-    optimizer.zero_grad()
-    torch.autograd.backward(loss)
-    optimizer.step()
-    return loss.item()
+def _dealt(
+    images: Tensor, labels: Tensor, recipe: Recipe, epoch: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """An epoch's batches; the epoch and the recipe decide their order, and what dropout draws between them."""
+    generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
+    size = min(recipe.batch, len(images))
+    order = torch.randperm(len(images), generator=generator)[: len(images) // size * size]
+    with torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []):
+        torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
+        for chosen in order.split(size):
+            yield AUGMENTS[recipe.augment](images[chosen], generator).to(device), labels[chosen].to(device)
+
+
+def _better(progress: checkpoint.Progress) -> bool:
+    accuracies = [facts["validation_accuracy"] for facts in progress.history]
+    return accuracies[-1] > accuracies[progress.best]
+
+
+def descent(recipe: Recipe, teacher: nn.Module | None) -> Step:
+    """The usual step: down the cross-entropy, and toward the teacher's answers where the recipe asks for it."""
+
+    def step(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor, labels: Tensor, epoch: int) -> float:
+        answer = logits(call(model, inputs))
+        loss = functional.cross_entropy(answer, labels, label_smoothing=recipe.label_smoothing)
+        if recipe.distill and teacher is not None:
+            with torch.no_grad(), evaluating(teacher):
+                target = functional.log_softmax(logits(call(teacher, inputs)) / recipe.temperature, 1)
+            student = functional.log_softmax(answer / recipe.temperature, 1)
+            divergence = functional.kl_div(student, target, reduction="batchmean", log_target=True)
+            loss = (1 - recipe.distill) * loss + recipe.distill * recipe.temperature**2 * divergence
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+        return loss.item()
+
+    return step
 
 
 @torch.no_grad()

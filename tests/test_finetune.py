@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 from autoprune import data, demo
 from autoprune.augment import AUGMENTS, crop, flip
 from autoprune.errors import UserError
-from autoprune.finetune import Recipe, finetune, judge
+from autoprune.finetune import Method, Recipe, descent, finetune, judge
 
 
 def small() -> nn.Module:
@@ -184,3 +185,52 @@ def test_the_command_finishes_a_run(tmp_path, command_line, monkeypatch) -> None
     status, _, err = command_line("finetune", "nowhere")
     assert status == 2
     assert "no run 'nowhere'" in err
+
+
+class TestMethod:
+    """Another way to descend is a value, and stops and goes on like the usual one."""
+
+    @staticmethod
+    def adam(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+        return torch.optim.Adam(model.parameters(), lr=recipe.lr)
+
+    def test_it_goes_on_where_it_was_stopped_to_the_same_weights(self, train, tmp_path) -> None:
+        method, recipe = Method(optimizer=self.adam, keep="last", facts={"method": "adam"}), Recipe(epochs=2, lr=0.01)
+        model = small()
+        finetune(model, train, [], tmp_path / "whole", recipe, method=method)
+
+        def stop(facts) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            finetune(small(), train, [], tmp_path / "part", recipe, method=method, tell=stop)
+        other = small()
+        finetune(other, train, [], tmp_path / "part", recipe, method=method)
+        assert same(weights(model), weights(other))
+
+    def test_a_folder_of_another_method_is_refused(self, train, tmp_path) -> None:
+        finetune(small(), train, [], tmp_path, Recipe(epochs=1), method=Method(keep="last", facts={"decay": 1}))
+        with pytest.raises(UserError, match="decay: 1 -> 2"):
+            finetune(small(), train, [], tmp_path, Recipe(epochs=1), method=Method(keep="last", facts={"decay": 2}))
+
+    def test_the_network_is_judged_and_kept_as_it_is_used(self, splits, train, tmp_path) -> None:
+        @contextmanager
+        def halved(model: nn.Module):
+            with torch.no_grad():
+                model[0].weight.mul_(0.5)
+                yield
+                model[0].weight.mul_(2)
+
+        seen = []
+
+        def watched(model, optimizer, inputs, labels, epoch) -> float:
+            seen.append(model[0].weight.detach().clone())
+            return descent(Recipe(), None)(model, optimizer, inputs, labels, epoch)
+
+        model = small()
+        before = model[0].weight.detach().clone()
+        finetune(
+            model, train, splits.validation, tmp_path, Recipe(epochs=1, lr=1e-9), method=Method(watched, used=halved)
+        )
+        assert torch.equal(seen[0], before)
+        assert torch.allclose(model[0].weight, before / 2, atol=1e-6)
