@@ -7,7 +7,6 @@ search goes on from there. What was timed is written down, so that a run that is
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from autoprune.errors import UserError
 from autoprune.fidelity import Fidelity
 from autoprune.latency.meter import Meter
 from autoprune.latency.stopwatch import Timing
+from autoprune.lines import append_records, read_records
 from autoprune.loop import Loop
 from autoprune.scheme import Scheme
 from autoprune.trial import Trial
@@ -98,12 +98,17 @@ class Settled:
     rounds: int
     dense: Timing
 
+    @property
+    def measured(self) -> float:
+        """Milliseconds of the answer."""
+        return self.timings[self.best.scheme.kept].median
+
     def facts(self) -> dict[str, float | int | bool]:
         """What a summary tells."""
         return {
             "limit": self.limit,
             "predicted": self.best.measurement.costs[LATENCY],
-            "measured": self.timings[self.best.scheme.kept].median,
+            "measured": self.measured,
             "dense": self.dense.median,
             "error": self.error,
             "met": self.met,
@@ -127,13 +132,8 @@ class Finals:
     _known: dict[int, Timings] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.path.is_file():
-            for line in self.path.read_text(encoding="utf-8").splitlines():
-                try:
-                    record = json.loads(line)
-                except ValueError:  # the last line of a run that was killed
-                    continue
-                self._known[record["round"]] = {tuple(kept): Timing(**timing) for kept, timing in record["timings"]}
+        for record in read_records(self.path):
+            self._known[record["round"]] = {tuple(kept): Timing(**timing) for kept, timing in record["timings"]}
 
     def __call__(self, found: Rounds) -> Settled:
         """The answer; ``found`` gets the further rounds."""
@@ -143,16 +143,19 @@ class Finals:
         for number in range(ROUNDS):
             ranked = self._ranked(found, tight)
             timings = self._time([space.dense, self.baseline.scheme, *(trial.scheme for trial in ranked)], number)
-            limit = cap
+            dense, limit = timings[space.dense.kept], cap
             if LATENCY in self.budget.relative:
-                limit *= timings[space.dense.kept].median / self.budget.costs[LATENCY](space.dense)
+                limit *= dense.median / self.budget.costs[LATENCY](space.dense)
+            tried = []
             for trial in ranked:
                 timing = timings[trial.scheme.kept]
                 error = min(2 * timing.error, ERROR)
-                if timing.median <= limit * (1 + error):
-                    return Settled(trial, timings, limit, error, True, number, timings[space.dense.kept])
-                seen.append(Settled(trial, timings, limit, error, False, number, timings[space.dense.kept]))
-            over = min(timings[trial.scheme.kept].median for trial in ranked) / limit
+                met = timing.median <= limit * (1 + error)
+                tried.append(Settled(trial, timings, limit, error, met, number, dense))
+                if met:
+                    return tried[-1]
+            seen += tried
+            over = min(settled.measured for settled in tried) / limit
             tight = replace(self.budget, caps={**self.budget.caps, LATENCY: tight.caps[LATENCY] / over * MARGIN})
             try:
                 tight.check()
@@ -160,7 +163,7 @@ class Finals:
                 break
             if number < ROUNDS - 1:
                 found.loops.append(self.search_on(tight, self._starts(ranked, tight), number + 1))
-        return min(seen, key=lambda settled: settled.timings[settled.best.scheme.kept].median / settled.limit)
+        return min(seen, key=lambda settled: settled.measured / settled.limit)
 
     def _ranked(self, found: Rounds, budget: Budget) -> list[Trial]:
         """The best trials that are affordable as predicted; the uniform scheme, cut further, where there is none."""
@@ -178,6 +181,5 @@ class Finals:
             timings = self.meter.measure({str(n): self.network(Scheme(kept)) for n, kept in enumerate(wanted)})
             self._known[number] = {kept: timings[str(n)] for n, kept in enumerate(wanted)}
             record = [(kept, timing.to_dict()) for kept, timing in self._known[number].items()]
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"round": number, "timings": record}) + "\n")
+            append_records(self.path, [{"round": number, "timings": record}])
         return self._known[number]

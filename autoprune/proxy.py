@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from autoprune import masking
 from autoprune.budget import Budget
 from autoprune.errors import UserError
 from autoprune.evaluate import Evaluator
 from autoprune.fidelity import Fidelity
-from autoprune.finetune import Batches, Recipe, finetune, judge
+from autoprune.finetune import Batches, Method, Recipe, finetune, holding, judge
+from autoprune.lines import append_records, read_records
 from autoprune.run import write_json
 from autoprune.scheme import Scheme
 
@@ -114,11 +116,13 @@ def proxy_check(
                 seen = evaluator(scheme, fidelity=Fidelity(recovery=recovery))
                 scores[recovery] = None if seen.failed else -seen.loss
             network = evaluator.candidate(scheme)
-            finetune(network, train, evaluator.validation[:1], folder / f"scheme{at}", recipe)
+            sparse = scheme.granularity != "channel"
+            stays = masking.by_name(evaluator.space, evaluator.kept(scheme), evaluator.device) if sparse else None
+            method = Method() if stays is None else holding(stays)
+            finetune(network, train, evaluator.validation[:1], folder / f"scheme{at}", recipe, method=method)
             loss, accuracy = judge(network, held_out)
             row = {"kept": list(scheme.kept), "scores": scores, "tuned_loss": loss, "tuned_accuracy": accuracy}
-            with (folder / ROWS).open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"request": request, **row}) + "\n")
+            append_records(folder / ROWS, [{"request": request, **row}])
             shutil.rmtree(folder / f"scheme{at}")
         rows.append(row)
         tell(row)
@@ -135,14 +139,5 @@ def proxy_check(
 
 
 def _known(path: Path, request: Mapping[str, Any]) -> dict[tuple[int, ...], dict[str, Any]]:
-    found: dict[tuple[int, ...], dict[str, Any]] = {}
-    if path.is_file():
-        wanted = json.loads(json.dumps(request))
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:  # the last line of a check that was killed
-                continue
-            if row.pop("request") == wanted:
-                found[tuple(row["kept"])] = row
-    return found
+    wanted = json.loads(json.dumps(request))
+    return {tuple(row["kept"]): row for row in read_records(path) if row.pop("request") == wanted}

@@ -151,6 +151,14 @@ def test_a_continued_run_decides_the_same_and_times_nothing_again(tmp_path) -> N
     assert not device.asked
 
 
+def test_what_is_timed_after_a_kill_in_mid_line_is_known_to_the_next_run(tmp_path) -> None:
+    (tmp_path / FILE).write_text('{"round": 0, "timi')
+    first = Search(tmp_path, Device(lambda scheme: 1.1))
+    device = Device(lambda scheme: 3.0)
+    assert Search(tmp_path, device).settled.facts() == first.settled.facts()
+    assert not device.asked
+
+
 def test_rounds_are_told_as_one_search(tmp_path) -> None:
     search = Search(tmp_path, Device(lambda scheme: 1.1))
     rounds = search.rounds

@@ -11,7 +11,14 @@ import toy
 from autoprune import api, data, demo, proxy
 from autoprune.errors import UserError
 from autoprune.finetune import Recipe
+from autoprune.lines import read_records
 from autoprune.proxy import agreement, proxy_check, schemes
+
+
+@pytest.fixture(autouse=True)
+def coarse(monkeypatch) -> None:
+    """Fewer bootstraps: the ends of an interval are known less exactly, and nothing here looks at them so closely."""
+    monkeypatch.setattr(proxy, "BOOTSTRAPS", 200)
 
 
 def test_correlations_are_those_of_ranks() -> None:
@@ -52,9 +59,9 @@ def test_schemes_are_distinct_and_use_the_budget_up() -> None:
 
 
 @pytest.fixture(scope="module")
-def problem(tmp_path_factory):
+def problem(tmp_path_factory, with_digits):
     splits = data.load("digits", 128, 128)
-    network = demo.digits(tmp_path_factory.mktemp("digits"))
+    network = demo.digits(with_digits(tmp_path_factory.mktemp("digits")))
     made = api.problem(network, splits.validation[0][0][:1], splits.calibration, splits.validation, budget="macs=15%")
     train = list(splits.tuning())
     return made, train[:2], train[2:4]
@@ -71,11 +78,14 @@ def test_a_check_scores_trains_and_goes_on_where_it_was_stopped(problem, tmp_pat
 
     with pytest.raises(KeyboardInterrupt):
         proxy_check(made.evaluator, made.budget, train, held_out, tmp_path / "stopped", tell=kill, **given)
+    with (tmp_path / "stopped" / proxy.ROWS).open("a") as file:
+        file.write('{"request": {"fing')  # the next line, cut
     trained = []
-    monkeypatch.setattr(proxy, "finetune", lambda *args: trained.append(1) or original(*args))
+    monkeypatch.setattr(proxy, "finetune", lambda *args, **given: trained.append(1) or original(*args, **given))
     again = proxy_check(made.evaluator, made.budget, train, held_out, tmp_path / "stopped", **given)
     assert len(trained) == 2
     assert again == whole
+    assert len(read_records(tmp_path / "stopped" / proxy.ROWS)) == 4
     assert json.loads((tmp_path / "stopped" / proxy.RECORD).read_text())["schemes"] == whole["schemes"]
     for row in whole["schemes"]:
         assert 0 <= row["tuned_accuracy"] <= 1
@@ -88,7 +98,8 @@ def test_a_check_scores_trains_and_goes_on_where_it_was_stopped(problem, tmp_pat
 original = proxy.finetune
 
 
-def test_the_command(tmp_path, command_line, monkeypatch) -> None:
+def test_the_command(tmp_path, command_line, with_digits, monkeypatch) -> None:
+    with_digits(tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
     words = [
         "--schemes",
