@@ -294,10 +294,13 @@ def test_a_table_with_holes_is_told_with_the_first_of_them(virtual: Machine, tmp
         latency(other, trace(other, EXAMPLE), table, corrected=False)(trace(other, EXAMPLE).dense)
 
 
-def test_without_a_table_one_is_built_and_found_again(virtual: Machine, tmp_path: Path) -> None:
+def test_without_a_table_one_is_built_and_found_again(
+    virtual: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = plain(16, 12)
     space = trace(model, EXAMPLE)
     operations = record(model, EXAMPLE, space)
+    monkeypatch.delattr(building, "record")  # it takes seconds for a large network, and is known
     first, _ = predictor(model, EXAMPLE, space, operations, folder=tmp_path)
     measured = len(virtual.pieces), virtual.networks
     again, _ = predictor(model, EXAMPLE, space, operations, folder=tmp_path)

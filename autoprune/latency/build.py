@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 from pathlib import Path
@@ -22,6 +22,7 @@ from autoprune.latency.calibrate import calibrated
 from autoprune.latency.conditions import Conditions, machine
 from autoprune.latency.table import Entry, Lengths, Table
 from autoprune.latency.units import Replay, Unit, spans, units
+from autoprune.lines import append_records, read_records
 from autoprune.operations import Operations, record
 from autoprune.space import SearchSpace
 
@@ -32,6 +33,8 @@ BENT = 0.03
 """A time this far (relative) from the straight line between its neighbours calls for a finer grid …"""
 MATTERS = 0.002
 """… if it is also this share of the whole network's time."""
+TOGETHER = 2**28
+"""Bytes of weights and inputs that take turns: a wide linear layer at all of its lengths would fill the memory."""
 
 Tell = Callable[[str, Mapping[str, Any]], None]
 
@@ -48,42 +51,52 @@ class _Bench:
 
     def __post_init__(self) -> None:
         self.known: dict[tuple[str, Lengths], float] = {}
-        told = json.dumps({"conditions": self.conditions.to_dict(), "machine": machine(self.conditions.device)["name"]})
-        lines = self.journal.read_text(encoding="utf-8").split("\n") if self.journal.is_file() else [""]
-        if len(lines) == 1:
-            self.journal.write_text(told + "\n", encoding="utf-8")
-        elif lines[0] != told:
+        told = {"conditions": self.conditions.to_dict(), "machine": machine(self.conditions.device)["name"]}
+        head, *points = read_records(self.journal) or [None]
+        if head is None:
+            append_records(self.journal, [told])
+        elif head != told:
             raise UserError(
                 f"{self.journal} is of a build that was stopped, under other conditions or on another machine: "
-                f"{lines[0]}; finish that one, remove the file, or write another table"
+                f"{json.dumps(head)}; finish that one, remove the file, or write another table"
             )
-        for line in lines[1:-1]:
-            signature, lengths, ms = json.loads(line)
+        for signature, lengths, ms in points:
             self.known[signature, tuple(lengths)] = float(ms)
-        if lines[-1]:  # a build that was killed while it wrote
-            self.journal.write_text("\n".join([*lines[:-1], ""]), encoding="utf-8")
 
     def __call__(self, unit: Unit, points: Iterable[Lengths], repeats: int = REPEATS) -> dict[Lengths, float]:
         """Milliseconds at each point; those not known yet are measured in turns."""
         wanted = list(dict.fromkeys(points))
         new = [lengths for lengths in wanted if (unit.signature, lengths) not in self.known]
-        if new:
-            runs = {str(lengths): self._run(unit, lengths) for lengths in new}
+        for several in self._portions(unit, new):
+            runs = {str(lengths): run for lengths, run in several.items()}
             timings = stopwatch.measure(runs, self.conditions.clock, repeats, warm_up=2)
-            with self.journal.open("a", encoding="utf-8") as file:
-                for lengths in new:
-                    # what disturbs a measurement only ever adds to it: the quartile is steadier than the median
-                    self.known[unit.signature, lengths] = ms = timings[str(lengths)].low
-                    file.write(json.dumps([unit.signature, lengths, ms]) + "\n")
-            self.tell("points", {"unit": unit, "points": len(new)})
+            # what disturbs a measurement only ever adds to it: the quartile is steadier than the median
+            found = {lengths: timings[str(lengths)].low for lengths in several}
+            self.known |= {(unit.signature, lengths): ms for lengths, ms in found.items()}
+            append_records(self.journal, [[unit.signature, lengths, ms] for lengths, ms in found.items()])
+            self.tell("points", {"unit": unit, "points": len(several)})
         return {lengths: self.known[unit.signature, lengths] for lengths in wanted}
 
-    def _run(self, unit: Unit, lengths: Lengths) -> stopwatch.Run:
-        sizes = unit.sizes(self.operations, lengths, self.space)
+    def _portions(self, unit: Unit, points: Iterable[Lengths]) -> Iterator[dict[Lengths, stopwatch.Run]]:
+        """As many points at a time as go into memory."""
+        several: dict[Lengths, stopwatch.Run] = {}
+        size = 0
+        for lengths in points:
+            replay = self._replay(unit, lengths)
+            needed = sum(tensor.nbytes for tensor in (*replay.buffers(), *replay.example))
+            if several and size + needed > TOGETHER:
+                yield several
+                several, size = {}, 0
+            placed = tuple(self.conditions.place(tensor) for tensor in replay.example)
+            several[lengths] = self.conditions.run(replay, placed, own=True)
+            size += needed
+        if several:
+            yield several
+
+    def _replay(self, unit: Unit, lengths: Lengths) -> Replay:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            replay = Replay(unit, sizes)
-        return self.conditions.run(replay, tuple(self.conditions.place(tensor) for tensor in replay.example))
+            return Replay(unit, unit.sizes(self.operations, lengths, self.space))
 
 
 def build(
@@ -94,18 +107,21 @@ def build(
     path: Path | str,
     *,
     known: Table | None = None,
+    operations: Operations | None = None,
     tell: Tell = lambda event, facts: None,
 ) -> Table:
     """A table for every scheme of ``space``, calibrated on whole networks and saved at ``path``.
 
     ``known`` is extended where it lacks something, and its points are not measured again; where it lacks nothing it is
-    left as it is, its correction too. Points are kept as they are measured: a build that was stopped goes on where it
-    was. ``tell(event, facts)`` hears "estimate" (``seconds``, ``points``, ``signatures``) after one point of each
+    left as it is, its correction too. ``operations`` are those of the network for the conditions' batch, where they are
+    recorded already. Points are kept as they are measured: a build that was stopped goes on where it was.
+    ``tell(event, facts)`` hears "estimate" (``seconds``, ``points``, ``signatures``) after one point of each
     signature and before all others, and "points" and "calibrated" as it goes on.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    operations = record(model, example, space, conditions.batch)
+    if operations is None:
+        operations = record(model, example, space, conditions.batch)
     found = units(operations)
     here = machine(conditions.device)
     table = known or Table(conditions, here, {})

@@ -40,6 +40,11 @@ def random_schemes(space: SearchSpace, number: int, seed: int) -> list[Scheme]:
     return schemes
 
 
+def fitting_schemes(space: SearchSpace, seed: int = 0) -> list[Scheme]:
+    """The schemes that a correction is fitted to: the dense one, the smallest one, and random ones."""
+    return [space.dense, space.smallest, *random_schemes(space, NETWORKS - 2, seed)]
+
+
 @dataclass(frozen=True, eq=False)
 class Sample:
     """How long networks take, in milliseconds at the speed that the machine had when the dense one took ``dense``.
@@ -107,11 +112,11 @@ def calibrated(
     between predicted and measured latencies, of :data:`CHECKS` other random schemes.
     """
     raw = TableLatency(operations, units(operations), table)
-    fitted = [space.dense, space.smallest, *random_schemes(space, NETWORKS - 2, seed)]
+    fitted = fitting_schemes(space, seed)
     checked = random_schemes(space, CHECKS, seed + 1)
     sample = measured(model, example, space, [*fitted, *checked], table)
     ms = sample.ms
-    features = np.array([raw.features(np.array(scheme.kept, dtype=np.float64)) for scheme in (*fitted, *checked)])
+    features = features_of([*fitted, *checked], raw)
     weights = fit(features[: len(fitted)], ms[: len(fitted)])
     predicted = features @ np.array([weights[name] for name in FEATURES])
     record = {
@@ -126,6 +131,11 @@ def calibrated(
     }
     tell("calibrated", record)
     return Table(table.conditions, table.machine, table.entries, {**table.calibrations, space.fingerprint: record})
+
+
+def features_of(schemes: Sequence[Scheme], raw: TableLatency) -> NDArray[np.float64]:
+    """What :data:`FEATURES` are of each scheme, shape (schemes, features)."""
+    return np.array([raw.features(np.array(scheme.kept, dtype=np.float64)) for scheme in schemes])
 
 
 def fit(features: NDArray[np.float64], ms: NDArray[np.float64]) -> dict[str, float]:

@@ -17,7 +17,7 @@ from autoprune.errors import UserError
 from autoprune.forward import Example
 from autoprune.latency import meter
 from autoprune.latency.build import build
-from autoprune.latency.calibrate import NETWORKS, calibrated, fit, random_schemes, sliced
+from autoprune.latency.calibrate import calibrated, features_of, fit, fitting_schemes, sliced
 from autoprune.latency.conditions import Conditions, machine
 from autoprune.latency.meter import Meter, Remote
 from autoprune.latency.predict import TableLatency
@@ -61,7 +61,7 @@ def predictor(
         conditions = conditions or Conditions()
         path = Path(folder) / default_name(conditions)
         known = Table.load(path) if path.is_file() else None
-        table = build(model, example, space, conditions, path, known=known, tell=tell)
+        table = build(model, example, space, conditions, path, known=known, operations=operations, tell=tell)
     foreign = _check(table, conditions, strict)
     found = units(operations)
     raw = TableLatency(operations, found, table)
@@ -121,9 +121,8 @@ def _check(table: Table, conditions: Conditions | None, strict: bool) -> bool:
 
 def _taught(table: Table, key: str, raw: TableLatency, timer: Meter, model: nn.Module, space: SearchSpace) -> Table:
     """The table with a correction fitted to what the remote device says of a few networks."""
-    schemes = [space.dense, space.smallest, *random_schemes(space, NETWORKS - 2, 0)]
+    schemes = fitting_schemes(space)
     timings = timer.measure({str(n): sliced(model, space, scheme) for n, scheme in enumerate(schemes)})
     ms = np.array([timings[str(n)].median for n in range(len(schemes))])
-    features = np.array([raw.features(np.array(scheme.kept, dtype=np.float64)) for scheme in schemes])
-    record = {"weights": fit(features, ms), "dense": timings["0"].to_dict()}
+    record = {"weights": fit(features_of(schemes, raw), ms), "dense": timings["0"].to_dict()}
     return Table(table.conditions, table.machine, table.entries, {**table.calibrations, key: record})
