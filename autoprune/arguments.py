@@ -5,10 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from autoprune import settings
 from autoprune.errors import UserError
+from autoprune.scheme import Granularity
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from autoprune.data import Splits
     from autoprune.exporters import Exporter
+    from autoprune.latency.conditions import Conditions
     from autoprune.reward import Reward
     from autoprune.scheme import Scheme
     from autoprune.space import SearchSpace
@@ -38,28 +40,27 @@ def make_network(
         return demo.digits(root, lambda epoch, epochs, loss: bar.update(task, completed=epoch))
 
 
-def default_data(model: str) -> str:
-    """The data of the embedded network; any other has to be told its data."""
-    if model != "autoprune:digits":
-        raise UserError(f"--model {model} needs --data: imagefolder:PATH, cifar10:PATH or package.module:function")
-    return "digits"
-
-
-def image_counts(data: str, calibration: int | None, validation: int | None) -> tuple[int, int]:
-    """Images for calibration and validation; the digits are too few for the usual number."""
-    from autoprune import demo
-
-    usual = demo.IMAGES if data == "digits" else 2048
-    return calibration or usual, validation or usual
-
-
-def load_splits(
-    spec: str, images: tuple[int, int], seed: int, mean: str | None, std: str | None, input_size: int | None
+def load_data(
+    spec: str | None,
+    model: str,
+    calibration: int | None,
+    validation: int | None,
+    seed: int,
+    mean: str | None,
+    std: str | None,
+    input_size: int | None,
 ) -> Any:
-    """The data set, with ``images`` for calibration and validation."""
-    from autoprune import data
+    """The data set, with so many images for calibration and validation; the embedded network brings its own."""
+    from autoprune import data, demo
 
-    return data.load(spec, *images, seed, _numbers("--mean", mean), _numbers("--std", std), input_size)
+    if not spec and model != "autoprune:digits":
+        raise UserError(f"--model {model} needs --data: imagefolder:PATH, cifar10:PATH or package.module:function")
+    spec = spec or "digits"
+    usual = demo.IMAGES if spec == "digits" else 2048  # the digits are too few for the usual number
+    return data.load(
+        spec, calibration or usual, validation or usual, seed, _numbers("--mean", mean), _numbers("--std", std),
+        input_size,
+    )  # fmt: skip
 
 
 def make_tuning(splits: Splits, steps: int | None, lr: float | None, images: int) -> dict[str, Any]:
@@ -83,23 +84,35 @@ def make_tuning(splits: Splits, steps: int | None, lr: float | None, images: int
     return {"tune": batches, "tune_steps": steps} | ({} if lr is None else {"tune_lr": lr})
 
 
+def make_conditions(
+    device: str,
+    batch: int | None = None,
+    threads: int | None = None,
+    dtype: str | None = None,
+    memory_format: str | None = None,
+    backend: str | None = None,
+) -> Conditions:
+    """How networks are timed on a device; what is None is as usual."""
+    from autoprune.latency.conditions import Conditions
+
+    given = {"batch": batch, "threads": threads, "dtype": dtype, "memory_format": memory_format, "backend": backend}
+    return Conditions(device, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+
+
 def make_timing(
     device: str,
     table: str | None,
     function: str | None,
     strict: bool,
     costs: Sequence[str] | None,
-    **conditions: int | str | None,
+    **conditions: Any,
 ) -> dict[str, Any]:
-    """What is known of the device that must be fast, as arguments of a search."""
-    from autoprune.latency.conditions import Conditions
-
+    """What is known of the device that must be fast, as arguments of a search; see :func:`make_conditions`."""
     if table is not None and function is not None:
         raise UserError("--latency-table and --latency-function: give one of them")
-    given = {name: value for name, value in conditions.items() if value is not None}
     wanted: dict[str, Any] = {"strict": strict, "costs": {}}
-    if given or device != "cpu":
-        wanted["conditions"] = Conditions(device, **given)  # type: ignore[arg-type]
+    if device != "cpu" or any(value is not None for value in conditions.values()):
+        wanted["conditions"] = make_conditions(device, **conditions)
     if table is not None or function is not None:
         wanted["latency"] = table if function is None else resolved("--latency-function", function)
     for name, spec in _pairs("--cost", costs).items():
@@ -170,13 +183,15 @@ def make_space(
     round_to: Sequence[str] | None = None,
     rates: Sequence[str] | None = None,
     tie: Sequence[str] | None = None,
+    *,
+    found_by: str | None = None,
 ) -> SearchSpace:
-    """The traced space, narrowed as the options say."""
+    """The space that ``found_by`` defines, traced if it is None, narrowed as the options say."""
     from pkgutil import resolve_name
 
     from autoprune import api
 
-    space = api.trace(network, example)
+    space = api.define_space(found_by or "traced", network, example)
     define = resolve_name("autoprune.search_spaces.named:define")
     narrowed: SearchSpace = define(
         space,
@@ -189,11 +204,66 @@ def make_space(
     return narrowed
 
 
+def find_space(found_by: str | None, granularity: str | None, pattern: str | None, levels: int | None) -> str | None:
+    """Who defines the search space: ``--space``, or that of single weights as its own options say."""
+    options = {"levels": levels, "pattern": pattern}
+    given = {name: value for name, value in options.items() if value is not None}
+    if granularity not in (None, *get_args(Granularity)):
+        raise UserError(f"--granularity {granularity!r} is unknown: use one of {', '.join(get_args(Granularity))}")
+    if granularity is None and pattern is None:
+        granularity = "channel" if levels is None else "weight"
+    if granularity == "channel":
+        if given:
+            name, value = next(iter(given.items()))
+            raise UserError(f"--{name} {value} is of single weights: add --granularity weight")
+        return found_by
+    if found_by is not None:
+        raise UserError(f"--space {found_by} and --granularity {granularity}: give one of them")
+    if granularity == "n:m" and pattern is None:
+        raise UserError("--granularity n:m: say which with --pattern, such as 2:4")
+    return ",".join(["weights", *(f"{name}={value}" for name, value in given.items())])
+
+
+def space_of(scheme: Path) -> str | None:
+    """Who defines the space that a scheme file was made for, as far as its granularity says; None for channels."""
+    from autoprune.exporters import scheme_file
+
+    try:
+        record = scheme_file.parse(scheme)
+    except UserError:  # a table, or another tool's file: its options say
+        return None
+    if record.get("granularity") == "weight":
+        return "weights"
+    return f"weights,pattern=any:{scheme_file.block(record)}" if record.get("granularity") == "n:m" else None
+
+
+def make_caps(budget: Sequence[str] | None, sparsity: str | None, space: SearchSpace) -> list[str]:
+    """The caps of ``--budget`` and ``--sparsity``, or half of the multiply-adds."""
+    caps = list(budget or ())
+    if sparsity is not None:
+        if space.granularity == "channel":
+            raise UserError(f"--sparsity {sparsity} is of single weights: add --granularity weight, or give a --budget")
+        caps.append(f"weights={100 * (1 - read_sparsity(sparsity)):.12g}%")
+    return caps or ["macs=50%"]
+
+
+def read_sparsity(text: str) -> float:
+    """The share that ``90%`` or ``0.9`` means."""
+    digits = text.strip()
+    try:
+        share = float(digits[:-1]) / 100 if digits.endswith("%") else float(digits)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share < 1:
+        raise UserError(f"--sparsity {text}: the share of weights to remove is at least 0% and below 100%, such as 90%")
+    return share
+
+
 def source(
     model: str, weights: str | None, num_classes: int | None, example: Any, *narrowed: Sequence[str] | None
 ) -> dict[str, Any]:
-    """How to load the network and narrow its space again; ``narrowed`` are the options of :func:`make_space`."""
-    names = ("include", "exclude", "round_to", "rates", "tie")
+    """How to load the network and define its space again; ``narrowed`` are the options of :func:`make_space`."""
+    names = ("include", "exclude", "round_to", "rates", "tie", "space")
     loaded = {"model": model, "weights": weights, "num_classes": num_classes, "input": list(example.shape[1:])}
     return loaded | dict(zip(names, narrowed, strict=True))
 
@@ -203,6 +273,38 @@ def read_settings(searcher: str, texts: Sequence[str] | None) -> dict[str, Any]:
     from autoprune import searchers
 
     return settings.read(searchers.find(searcher), searchers.KIND, _pairs("--set", texts))
+
+
+def read_recipe(recipe: str, texts: Sequence[str] | None) -> dict[str, Any]:
+    """``--set KEY=VALUE`` as typed options of a train-once recipe."""
+    from autoprune.recipes import source
+
+    return settings.read(source.find(recipe), source.KIND, _pairs("--set", texts))
+
+
+def read_off(
+    folder: str, network: nn.Module, space: SearchSpace, criterion: str | None, recovery: str | None
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The whole network that was trained in ``folder``, and how a search makes candidates of it."""
+    from autoprune.recipes import source
+
+    found = source.read(folder, network, space)
+    if criterion is not None and criterion != found.criterion:
+        raise UserError(
+            f"--criterion {criterion}: which weights stay was decided when --weights-from {folder} was trained"
+        )
+    return found.model, {
+        "criterion": found.criterion,
+        "recovery": found.recovery if recovery is None else recovery,
+        "identity": found.identity,
+    }
+
+
+def dense_weights(folder: str) -> str:
+    """Where the whole network of a trained folder lies."""
+    from autoprune.recipes.source import DENSE
+
+    return str((Path(folder) / DENSE).absolute())
 
 
 def make_reward(reward: str, texts: Sequence[str] | None) -> str | Reward:
@@ -287,9 +389,9 @@ def find_origin(
         if model is None:
             raise UserError(f"{source}: name the network it was made for with --model")
         network = make_network(model, weights, num_classes, None, None)
-        _tell_weights(Path(source), network)
+        tell_weights(Path(source), network)
         example = make_example(model, shape)
-        return Path(source), network, make_space(network, example), example
+        return Path(source), network, make_space(network, example, found_by=space_of(Path(source))), example
     run = Run.open(source)
     path = run.folder / SCHEME
     if not path.is_file():
@@ -304,14 +406,17 @@ def find_origin(
     network = make_network(
         spec, weights or known.get("weights"), num_classes or known.get("num_classes"), run.folder.parent, None
     )
-    _tell_weights(path, network)
+    tell_weights(path, network)
     shape = shape or "x".join(str(n) for n in known.get("input", [])) or None
     named = [known.get(key) for key in ("include", "exclude", "round_to", "rates", "tie")]
+    found_by = known.get("space")
+    if found_by is not None and ":" in found_by.partition(",")[0] and not allow_code:
+        raise UserError(f"run {run.name} names the space {found_by!r}, which is code: say --allow-code to import it")
     example = make_example(spec, shape)
-    return path, network, make_space(network, example, *named), example
+    return path, network, make_space(network, example, *named, found_by=found_by), example
 
 
-def _tell_weights(path: Path, network: nn.Module) -> None:
+def tell_weights(path: Path, network: nn.Module) -> None:
     """Warn of a scheme file that names the digest of other weights; other files name none."""
     from autoprune.exporters import scheme_file
     from autoprune.models import digest

@@ -33,7 +33,6 @@ from autoprune.options import (
 if TYPE_CHECKING:
     from torch import nn
 
-    from autoprune.latency.conditions import Conditions
     from autoprune.space import SearchSpace
 
 app = typer.Typer(help="Time networks on a device, and predict how long others take there.", no_args_is_help=True)
@@ -69,7 +68,7 @@ def measure(
     if repeats < 3:
         raise UserError(f"--repeats {repeats}: quartiles need at least 3")
     network, example, space = _space(model, weights, num_classes, input)
-    conditions = _conditions(device, batch_size, threads, dtype, memory_format, backend)
+    conditions = arguments.make_conditions(device, batch_size, threads, dtype, memory_format, backend)
     networks: dict[str, nn.Module] = {"dense": network}
     for path in schemes or []:
         networks[str(path)] = sliced(network, space, arguments.read_scheme(str(path), space))
@@ -121,7 +120,7 @@ def build(
     network, example, space = _space(model, weights, num_classes, input, include, exclude, round_to, rates, tie)
     known = Table.load(out) if out.is_file() else None
     given = (batch_size, threads, dtype, memory_format, backend) != (None,) * 5 or device != "cpu"
-    conditions = _conditions(device, batch_size, threads, dtype, memory_format, backend)
+    conditions = arguments.make_conditions(device, batch_size, threads, dtype, memory_format, backend)
     if known is not None and not given:
         conditions = known.conditions
     with Progress(console=console, disable=not console.is_terminal) as bar:
@@ -203,7 +202,7 @@ def import_(
     """
     from autoprune.latency.table import Table, read_csv
 
-    conditions = _conditions(device, batch_size, threads, dtype, memory_format, backend)
+    conditions = arguments.make_conditions(device, batch_size, threads, dtype, memory_format, backend)
     table = Table.load(out) if out.is_file() else None
     for path in sources:
         if path.suffix == ".csv":
@@ -276,17 +275,3 @@ def _space(
     network = arguments.make_network(model, weights, num_classes, None, None).eval()
     example = arguments.make_example(model, shape)
     return network, example, arguments.make_space(network, example, *narrowed)
-
-
-def _conditions(
-    device: str,
-    batch: int | None,
-    threads: int | None,
-    dtype: str | None,
-    memory_format: str | None,
-    backend: str | None,
-) -> Conditions:
-    from autoprune.latency.conditions import Conditions
-
-    given = {"batch": batch, "threads": threads, "dtype": dtype, "memory_format": memory_format, "backend": backend}
-    return Conditions(device, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]

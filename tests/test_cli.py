@@ -7,6 +7,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from autoprune import api
+from autoprune.errors import UserError
+from autoprune.latency.conditions import Conditions
+
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
@@ -264,6 +268,17 @@ def test_options_of_the_reward_are_taken_and_written_down(call, home):
     assert found["reward"] == pytest.approx(-over)
     config = json.loads((home / "runs" / "hard" / "config.json").read_text())
     assert config["reward"] == "autoprune.reward:constraint_punish(cost='params', target=0.3)"
+
+
+@pytest.mark.parametrize("command", ["search", "compare"])
+def test_networks_are_timed_under_the_conditions_asked_for(call, monkeypatch, command):
+    def problem(*_, conditions, **__):
+        raise UserError(f"asked for {conditions}")
+
+    monkeypatch.setattr(api, "problem", problem)
+    asked = ("--batch-size", "4", "--threads", "2", "--dtype", "bfloat16", "--memory-format", "channels_last")
+    _, _, err = call(command, *SEARCH[1:], "--run", "timed", *asked, "--backend", "compile")
+    assert err == f"error: asked for {Conditions('cpu', 4, 2, 'bfloat16', 'channels_last', 'compile')}\n"
 
 
 def test_tensorboard_curves_lie_in_the_folder_of_the_run(call, home):
