@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,34 @@ def data_folder() -> Path:
     if not folder.is_dir():
         pytest.skip(f"AUTOPRUNE_DATA={name} is not a folder")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _timed_briefly() -> Iterator[None]:
+    """Searches time their networks some 20 times, and not on until a busy machine has quietened.
+
+    How long it takes to be sure is the business of the stopwatch's own tests.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if "autoprune.latency.meter" in sys.modules:  # else nothing that was collected makes networks
+            patch.setattr("autoprune.latency.meter.SURE", math.inf)
+        yield
+
+
+@pytest.fixture(scope="session")
+def with_digits(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
+    """Puts the weights of the embedded network into a folder, where its first use would train them anew."""
+    from autoprune import demo
+
+    home = tmp_path_factory.mktemp("trained")
+    demo.digits(home)
+
+    def put(folder: Path) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(home / demo.WEIGHTS, folder)
+        return folder
+
+    return put
 
 
 @pytest.fixture

@@ -22,9 +22,9 @@ from autoprune.run import LEDGER, Run
 
 
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory):
+def digits(tmp_path_factory, with_digits):
     """The trained digits network and small splits."""
-    network = demo.digits(tmp_path_factory.mktemp("runs"))
+    network = demo.digits(with_digits(tmp_path_factory.mktemp("runs")))
     return network, torch.zeros(1, 1, 8, 8), data.load("digits", calibration=128, validation=128)
 
 
@@ -324,7 +324,7 @@ def test_candidates_that_break_are_recorded_and_the_search_goes_on(search, monke
     assert run.summary["trials"] == 8
 
 
-def test_a_killed_search_continues_where_it_stopped(tmp_path):
+def test_a_killed_search_continues_where_it_stopped(tmp_path, with_digits):
     program = textwrap.dedent(
         """
         import sys
@@ -341,7 +341,7 @@ def test_a_killed_search_continues_where_it_stopped(tmp_path):
     def command(trials, name):
         return [sys.executable, "-c", program, str(tmp_path), str(trials), name]
 
-    subprocess.run(command(1, "warm"), check=True)  # trains the network once
+    with_digits(tmp_path)
     process = subprocess.Popen(command(5000, "killed"))
     ledger = tmp_path / "killed" / LEDGER
     deadline = time.monotonic() + 120

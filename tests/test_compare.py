@@ -20,9 +20,9 @@ EVOLUTION = "evolution,population=4"
 
 
 @pytest.fixture(scope="module")
-def problem(tmp_path_factory):
+def problem(tmp_path_factory, with_digits):
     """The trained digits network with small splits."""
-    network = demo.digits(tmp_path_factory.mktemp("runs"))
+    network = demo.digits(with_digits(tmp_path_factory.mktemp("runs")))
     splits = data.load("digits", calibration=64, validation=64)
     example = torch.zeros(1, 1, 8, 8)
     return api.problem(
@@ -257,7 +257,8 @@ def test_the_history_of_a_run_adds_up(side_by_side):
         run.history()
 
 
-def test_the_command_compares_and_continues(tmp_path, monkeypatch, command_line):
+def test_the_command_compares_and_continues(tmp_path, monkeypatch, with_digits, command_line):
+    with_digits(tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
     words = ["--calibration", "64", "--validation", "64", "--run", "c", "--seed", "0", "--seed", "3", "--trials", "5"]
 

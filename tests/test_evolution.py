@@ -6,8 +6,6 @@ import functools
 import itertools
 import math
 import random
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +13,6 @@ import numpy as np
 import pytest
 
 import toy
-from autoprune import searchers
 from autoprune.budget import Budget
 from autoprune.errors import UserError
 from autoprune.hints import Hints
@@ -132,21 +129,6 @@ def test_odd_rewards_are_survived(reward: Callable[[Scheme], float], options: di
     assert len(told) >= 60
 
 
-@EVERY
-def test_an_unreachable_budget_is_refused_before_anything_is_proposed(options: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="cannot be reached"):
-        next(evolution(CHAIN, Budget.parse("macs=0.1%", CHAIN), seed=0, hints=Hints(), **options))
-
-
-@EVERY
-def test_groups_limited_from_above_stay_below_their_limit(options: dict[str, Any]) -> None:
-    groups = tuple(Group(g.name, g.width, g.slices, g.counts[: g.width // 2]) for g in LARGE.groups)
-    space = SearchSpace(groups, LARGE.layers, LARGE.shapes)
-    budget = Budget.parse("macs=15%", space)
-    for trial in toy.play(evolution(space, budget, seed=0, hints=Hints(), **options), toy.landscape(space, 0), 60):
-        assert all(count <= group.counts[-1] for count, group in zip(trial.scheme.kept, groups, strict=True))
-
-
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -167,17 +149,6 @@ def test_options_without_meaning_are_refused_by_name(wrong: dict[str, Any]) -> N
     ((name, value),) = wrong.items()
     with pytest.raises(UserError, match=f"evolution: {name}='?{value}'? "):
         next(evolution(CHAIN, capped(CHAIN, "macs=60%"), seed=0, hints=Hints(), **wrong))
-
-
-def test_every_option_has_a_word_in_the_docstring() -> None:
-    for option in searchers.options(evolution):
-        assert f"``{option}``" in (evolution.__doc__ or "")
-
-
-def test_neither_torch_nor_deap_comes_with_an_import() -> None:
-    code = "import sys, autoprune.searchers.evolution; print({'torch', 'deap'} & set(sys.modules))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "set()"
 
 
 # --- reducing and regrowing ---

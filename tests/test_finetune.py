@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from autoprune import data, demo
+from autoprune import data
 from autoprune.augment import AUGMENTS, crop, flip
 from autoprune.errors import UserError
 from autoprune.finetune import Method, Recipe, descent, finetune, judge
@@ -164,9 +164,9 @@ def test_a_training_that_diverges_says_so(splits, train, tmp_path) -> None:
         finetune(small(), train, splits.validation, tmp_path, Recipe(epochs=2, lr=1e12, warmup=0))
 
 
-def test_the_command_finishes_a_run(tmp_path, command_line, monkeypatch) -> None:
+def test_the_command_finishes_a_run(tmp_path, command_line, with_digits, monkeypatch) -> None:
+    with_digits(tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
-    demo.digits(tmp_path / "runs")
     images = ["--calibration", "200", "--validation", "200"]
     status, _, err = command_line(
         "search", "--budget", "macs=20%", "--searcher", "uniform", "--trials", "1", "--run", "it", *images

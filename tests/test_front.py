@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -225,8 +226,8 @@ SEVERAL = ("search", *SPLITS, "--run", "several", "--searcher", "optuna", "--obj
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
+def home(tmp_path_factory: pytest.TempPathFactory, with_digits: Callable[[Path], Path]) -> Path:
+    return with_digits(tmp_path_factory.mktemp("home") / "runs").parent
 
 
 @pytest.fixture

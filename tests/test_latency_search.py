@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import warnings
 from pathlib import Path
@@ -14,7 +15,7 @@ import autoprune
 from autoprune import data, demo
 from autoprune.errors import UserError
 from autoprune.finalists import FILE
-from autoprune.latency import build
+from autoprune.latency import build, calibrate
 from autoprune.latency.conditions import Conditions
 from autoprune.latency.meter import elsewhere
 from autoprune.latency.table import Table
@@ -32,12 +33,14 @@ def coarse(monkeypatch) -> None:
     monkeypatch.setattr(build, "NEIGHBOURS", 3)
     monkeypatch.setattr(build, "BENT", 1.0)
     monkeypatch.setattr(build, "REPEATS", 3)
+    monkeypatch.setattr(calibrate, "REPEATS", 3)
+    monkeypatch.setattr(calibrate, "SURE", math.inf)
 
 
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory) -> dict:
+def digits(tmp_path_factory, with_digits) -> dict:
     """The network and its data, and a folder whose table all tests share."""
-    folder = tmp_path_factory.mktemp("digits")
+    folder = with_digits(tmp_path_factory.mktemp("digits"))
     splits = data.load("digits", 200, 200)
     return {"network": demo.digits(folder), "splits": splits, "folder": folder}
 
@@ -259,9 +262,10 @@ def test_costs_and_devices_by_name(digits, tmp_path, command_line, monkeypatch) 
         (("search", "--budget", "memory=1KiB"), "cannot be reached"),
     ],
 )
-def test_bad_input_is_one_line(command_line, tmp_path, monkeypatch, words, message) -> None:
+def test_bad_input_is_one_line(command_line, with_digits, tmp_path, monkeypatch, words, message) -> None:
     if "cuda" in words and torch.cuda.is_available():
         pytest.skip("there is a CUDA device here")
+    with_digits(tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -11,8 +11,8 @@ from autoprune.pruned import load_pruned
 
 
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    return demo.digits(tmp_path_factory.mktemp("digits")), data.load("digits", 200, 200)
+def digits(tmp_path_factory, with_digits):
+    return demo.digits(with_digits(tmp_path_factory.mktemp("digits"))), data.load("digits", 200, 200)
 
 
 def search(digits, root, **given):

@@ -115,11 +115,11 @@ def searched(problem: Problem, root: Path, pool: Pool | None = None, **choices: 
 # --- the same with any number of workers ---
 
 
-@pytest.mark.parametrize("name", ["swap", "random"])
+@pytest.mark.parametrize("name", ["swap", pytest.param("random", marks=pytest.mark.slow)])
 def test_one_two_and_four_workers_find_the_same(
     name: str, problem: Problem, two: Pool, four: Pool, tmp_path: Path
 ) -> None:
-    choices = {"searcher": name, "stop": Stop(trials=20), "batch": 8}
+    choices = {"searcher": name, "stop": Stop(trials=12), "batch": 5}
     alone = searched(problem, tmp_path, run="alone", **choices)
     for run, pool in (("two", two), ("four", four)):
         found = searched(problem, tmp_path, pool, run=run, **choices)

@@ -179,37 +179,6 @@ def test_odd_rewards_are_survived(sampler: str, reward: Callable[[Scheme], float
     assert any(budget.allows(trial.scheme) for trial in told)
 
 
-def test_a_searcher_can_be_closed_at_any_time() -> None:
-    space = SPACES["chain"]
-    proposals = start(space, capped(space, "macs=60%"))
-    proposals.close()
-    proposals = start(space, capped(space, "macs=60%"))
-    next(proposals)
-    proposals.close()
-    with pytest.raises(StopIteration):
-        next(proposals)
-
-
-@pytest.mark.parametrize("constraints", [False, True])
-def test_an_unreachable_budget_is_refused_before_anything_is_proposed(constraints: bool) -> None:
-    space = SPACES["chain"]
-    with pytest.raises(UserError, match="cannot be reached"):
-        next(start(space, Budget.parse("macs=0.1%", space), constraints=constraints))
-
-
-def test_groups_limited_from_above_stay_below_their_limit() -> None:
-    space = toy.chain([8, 16, 16])
-    groups = tuple(toy.Group(g.name, g.width, g.slices, g.counts[: g.width // 2]) for g in space.groups)
-    space = SearchSpace(groups, space.layers, space.shapes)
-    budget = Budget.parse("macs=20%", space)
-    for constraints in (False, True):
-        told = toy.play(start(space, budget, constraints=constraints), toy.landscape(space, 0), 40)
-        assert all(
-            count in group.counts for trial in told for count, group in zip(trial.scheme.kept, groups, strict=True)
-        )
-        assert any(budget.allows(trial.scheme) for trial in told)
-
-
 # --- what is proposed and what is told ---
 
 

@@ -315,7 +315,8 @@ def test_numbers_out_of_range_are_refused_before_there_is_a_folder(analyse, tmp_
 
 
 @pytest.fixture
-def call(tmp_path, monkeypatch, command_line):
+def call(tmp_path, monkeypatch, with_digits, command_line):
+    with_digits(tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
     return command_line
 

@@ -377,9 +377,9 @@ def test_a_study_that_was_deleted_ends_in_one_line(make: Callable[[str], str]) -
 
 
 @pytest.fixture(scope="module")
-def problem(tmp_path_factory: pytest.TempPathFactory) -> api.Problem:
+def problem(tmp_path_factory: pytest.TempPathFactory, with_digits: Callable[[Path], Path]) -> api.Problem:
     """The trained digits network with small splits."""
-    network = demo.digits(tmp_path_factory.mktemp("runs"))
+    network = demo.digits(with_digits(tmp_path_factory.mktemp("runs")))
     splits = data.load("digits", calibration=64, validation=64)
     example = torch.zeros(1, 1, 8, 8)
     return api.problem(network, example, splits.calibration, splits.validation, budget="macs=50%", name="digits")

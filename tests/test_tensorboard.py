@@ -139,8 +139,8 @@ def test_the_listener_still_hears_everything_and_may_end_the_search(tmp_path: Pa
 
 
 @pytest.fixture
-def search(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    network = demo.digits(tmp_path_factory.getbasetemp() / "digits")
+def search(tmp_path: Path, with_digits: Callable[[Path], Path]) -> Callable[..., Any]:
+    network = demo.digits(with_digits(tmp_path))
     splits = data.load("digits", calibration=64, validation=64)
 
     def go(**choices: Any) -> Any:

@@ -144,6 +144,23 @@ def mixed() -> SearchSpace:
     return SearchSpace(groups, layers, shapes)
 
 
+def sparse(levels: int = 12, m: int | None = None) -> SearchSpace:
+    """The single weights of two convolutions and a head, any number of them, or n of ``m`` along the inputs."""
+    shapes = {"a.weight": (6, 4, 3, 3), "a.bias": (6,), "b.weight": (8, 4, 1, 1), "head.weight": (10, 8)}
+    layers = (
+        Layer("a", "conv", "a.weight", 16, kernel=3),
+        Layer("b", "conv", "b.weight", 64),
+        Layer("head", "linear", "head.weight", 1),
+    )
+    groups = []
+    for layer in layers:
+        entries = math.prod(shapes[layer.weight])
+        unit = 1 if m is None else entries // m
+        counts = {max(1, entries * i // levels) for i in range(1, levels + 1)} if m is None else legal(entries, unit)
+        groups.append(Group(layer.name, entries, (), tuple(sorted(counts)), unit, tensor=layer.weight))
+    return SearchSpace(tuple(groups), layers, shapes, granularity="weight" if m is None else "n:m")
+
+
 def legal(width: int, step: int = 1) -> tuple[int, ...]:
     """Every ``step``-th count, and the full width."""
     return tuple(sorted({*range(step, width + 1, step), width}))
@@ -263,6 +280,8 @@ SPACES = {
     "units and sums": mixed(),
     "coarse counts": chain((16, 16, 16), step=8),
     "two counts": chain((2, 2), step=1),
+    "weights": sparse(),
+    "n of m": sparse(m=4),
 }
 """What every searcher must cope with."""
 BUDGETS = ("macs=60%", "macs=60%,params=50%", "smallest", "everything")
