@@ -151,3 +151,53 @@ def scatter(
             f'<text x="{x(across):.1f}" y="{y(up) - 7:.1f}" font-size="9" text-anchor="middle">{number}</text>',
         ]
     return "\n".join([*parts, "</svg>", ""])
+
+
+def history(points: Sequence[tuple[float, float, bool]], title: str) -> str:
+    """Dots of (trial, reward, counts): in blue those that count, in grey the others; a line follows the best so far.
+
+    Each dot says its numbers, and can be reached by keyboard. The vertical axis spans the middle of what counts: what
+    lies far below is drawn at its foot.
+    """
+    last = max(at for at, _, _ in points) or 1.0
+    counted = np.array([reward for _, reward, counts in points if counts] or [reward for _, reward, _ in points])
+    high, low = float(counted.max()), float(np.quantile(counted, 0.1))
+    room = 0.08 * (high - low or 1.0)
+    low, high, top = low - room, high + room, MARGIN + 52
+
+    def x(at: float) -> float:
+        return LEFT + WIDE * at / last
+
+    def y(reward: float) -> float:
+        return top + HIGH * float(np.clip((high - reward) / (high - low), 0, 1))
+
+    parts = [
+        *opening(LEFT + WIDE + MARGIN, top + HIGH + 48, title, ["blue is affordable; grey is not, or a quick look"]),
+        f'<text x="{LEFT + WIDE / 2}" y="{top + HIGH + 38}" text-anchor="middle">trials</text>',
+    ]
+    for tick in np.linspace(low, high, 5).tolist():
+        parts += [
+            f'<line x1="{LEFT}" x2="{LEFT + WIDE}" y1="{y(tick):.1f}" y2="{y(tick):.1f}" stroke="{CUT}"/>',
+            f'<text x="{LEFT - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:.3g}</text>',
+        ]
+    parts += [
+        f'<text x="{x(at):.1f}" y="{top + HIGH + 18}" text-anchor="middle">{at:.4g}</text>'
+        for at in np.linspace(0, last, 5).tolist()
+    ]
+    best = -np.inf
+    steps: list[str] = []
+    for at, reward, counts in points:
+        if counts and reward > best:
+            steps += [f"{x(at):.1f},{y(best):.1f}"] if steps else []
+            best = reward
+            steps.append(f"{x(at):.1f},{y(best):.1f}")
+    if steps:
+        steps.append(f"{x(last):.1f},{y(best):.1f}")
+        parts.append(f'<polyline points="{" ".join(steps)}" fill="none" stroke="{COLOURS[1]}" stroke-width="2"/>')
+    for at, reward, counts in points:
+        told = f"trial {at:.4g}: reward {reward:.4f}{'' if counts else ', does not count'}"
+        parts.append(
+            f'<circle cx="{x(at):.1f}" cy="{y(reward):.1f}" r="4" fill="{KEPT if counts else CUT}" tabindex="0" '
+            f'aria-label="{escape(told)}"/>'
+        )
+    return "\n".join([*parts, "</svg>", ""])

@@ -1,4 +1,6 @@
-"""Costs of a scheme, from the space alone: multiply-adds and parameters.
+"""Costs of a scheme, from the space alone: multiply-adds and parameters of networks that lost channels.
+
+What single weights cost, :mod:`autoprune.sparse_cost` says; :func:`costs` gives those of a space of either kind.
 
 Convention: one multiply-add of a convolution or linear layer is 1 MAC, counted per sample. Bias, batch
 norm, activation, pooling and the products inside attention are free. Parameters are everything in
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from autoprune import sparse_cost
 from autoprune.errors import UserError
 from autoprune.scheme import Scheme
 from autoprune.space import SearchSpace
@@ -24,8 +27,19 @@ LABELS: Mapping[str, str] = {
     "params": "parameters",
     "latency": "predicted latency (ms)",
     "memory": "peak activation bytes",
+    "weights": "prunable weights",
+    "bitmask": "bytes with bitmask",
+    "csr": "bytes as CSR",
 }
 """How costs are called where people read them."""
+
+
+def amount(value: float) -> str:
+    """A count with three or four digits and a suffix: 62.9M."""
+    for scale, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= scale:
+            return f"{value / scale:.4g}{suffix}"
+    return f"{value:.4g}"
 
 
 class TensorSizes:
@@ -106,12 +120,15 @@ def params(space: SearchSpace) -> Cost:
 COSTS: Mapping[str, Callable[[SearchSpace], Cost]] = {"macs": macs, "params": params}
 
 
-def costs(space: SearchSpace, names: tuple[str, ...] = tuple(COSTS)) -> dict[str, Cost]:
-    """The named cost functions, bound to a space."""
-    for name in names:
-        if name not in COSTS:
-            raise UserError(f"cost {name!r} is unknown: use one of {', '.join(COSTS)}")
-    return {name: COSTS[name](space) for name in names}
+def costs(space: SearchSpace, names: tuple[str, ...] | None = None) -> dict[str, Cost]:
+    """The named cost functions, bound to a space; all that its granularity knows by default."""
+    known: Mapping[str, Callable[[SearchSpace], Cost]] = COSTS
+    if space.granularity != "channel":
+        known = sparse_cost.COSTS
+    for name in names or ():
+        if name not in known:
+            raise UserError(f"cost {name!r} is unknown: use one of {', '.join(known)}")
+    return {name: known[name](space) for name in (known if names is None else names)}
 
 
 def account(

@@ -8,11 +8,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from autoprune.chart import BAR, CUT, GAP, LABEL, MARGIN, QUIET, ROW, opening, short
+from autoprune.chart import BAR, COLOURS, CUT, GAP, LABEL, MARGIN, QUIET, ROW, opening, short
 from autoprune.errors import UserError
 from autoprune.exporters import scheme_file
 
-FIRST, SECOND = "#0072b2", "#d55e00"  # blue and vermilion: told apart by colour-blind eyes
+FIRST, SECOND = COLOURS[:2]  # blue and vermilion
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,11 @@ class Difference:
     names: tuple[str, str]
     rows: tuple[Row, ...]
     costs: Mapping[str, tuple[float, float]]
+    noun: str = "channels"
 
     @property
     def moved(self) -> int:
-        """Channels that one scheme keeps more of than the other, summed over groups."""
+        """Channels, or weights, that one scheme keeps more of than the other, summed over groups."""
         return sum(abs(row.first - row.second) for row in self.rows)
 
     def chart(self) -> str:
@@ -77,19 +78,24 @@ def compare_files(first: Path, second: Path) -> Difference:
         if name not in entries or name not in names:
             there, here = (first, second) if name in names else (second, first)
             raise UserError(f"group {name} is in {there} and not in {here}: schemes of two networks do not compare")
+    kinds = [record.get("granularity") for record in (one, two)]
+    if kinds[0] != kinds[1]:
+        raise UserError(f"{first} removes by {kinds[0]}, {second} by {kinds[1]}: such schemes do not compare")
+    noun = "channels" if kinds[0] == "channel" else "weights"
+    original = f"original_{noun}"
     rows = []
     for entry in one["groups"]:
         other = entries[entry["name"]]
-        if entry.get("original_channels") != other.get("original_channels"):
+        if entry.get(original) != other.get(original):
             raise UserError(
-                f"group {entry['name']} has {entry.get('original_channels')} channels in {first} and "
-                f"{other.get('original_channels')} in {second}: schemes of two networks do not compare"
+                f"group {entry['name']} has {entry.get(original)} {noun} in {first} and "
+                f"{other.get(original)} in {second}: schemes of two networks do not compare"
             )
-        counts = (_whole(entry, "original_channels", first), _whole(entry, "kept_channels", first))
-        rows.append(Row(entry["name"], *counts, _whole(other, "kept_channels", second)))
+        counts = (_whole(entry, original, first), _whole(entry, f"kept_{noun}", first))
+        rows.append(Row(entry["name"], *counts, _whole(other, f"kept_{noun}", second)))
     costs = [dict((record.get("costs") or {}).get("kept") or {}) for record in (one, two)]
     both = {name: (costs[0][name], costs[1][name]) for name in costs[0] if name in costs[1]}
-    return Difference(_told_apart(first, second), tuple(rows), both)
+    return Difference(_told_apart(first, second), tuple(rows), both, noun)
 
 
 def _whole(entry: Mapping[str, Any], key: str, path: Path) -> int:

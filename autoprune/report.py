@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from autoprune.cost import LABELS, TensorSizes, layer_shares
+from autoprune.cost import LABELS, TensorSizes, amount, layer_shares
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,14 +25,6 @@ METRICS = {
     "kl": "KL to dense",
     "test_accuracy": "test accuracy",
 }
-
-
-def amount(value: float) -> str:
-    """A count with three or four digits and a suffix: 62.9M."""
-    for scale, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= scale:
-            return f"{value / scale:.4g}{suffix}"
-    return f"{value:.4g}"
 
 
 def size(count: float) -> str:
@@ -62,12 +54,12 @@ def groups(space: SearchSpace) -> list[Table]:
         table.columns[column].justify = "right"
     for group in space.groups:
         macs = sum(shares.get(name, 0.0) for name in group.members)
-        weights = sum(parameters.get(path, 0.0) for path in {piece.path for piece in group.slices})
+        weights = sum(parameters.get(path, 0.0) for path in group.tensors)
         members = ", ".join(_beside(name, group.name) for name in group.members if name != group.name)
         table.add_row(group.name, members, str(group.width), counts(group), f"{macs:.1%}", f"{weights:.1%}")
     tables = [table]
     if space.left_out:
-        left = Table("layer", "MACs", "why its channels stay", title="What stays whole")
+        left = Table("layer", "MACs", f"why its {space.noun} stay", title="What stays whole")
         left.columns[0].no_wrap = True
         left.columns[1].justify = "right"
         for item in space.left_out:
@@ -135,9 +127,30 @@ def comparison(rows: Mapping[str, Mapping[str, Any]]) -> Table:
     return table
 
 
+def appraisal(rows: Mapping[str, Mapping[str, Any]]) -> Table:
+    """The dense network and schemes of it, one line each; accuracy and loss without a word are on validation images."""
+    sound = [row for row in rows.values() if "error" not in row]
+    known = [name for name in ("accuracy", "loss", "test_accuracy") if any(row.get(name) is not None for row in sound)]
+    own = list(dict.fromkeys(name for row in sound for name in row["metrics"] if name not in known))
+    costs = list(sound[0]["costs"])
+    headings = [name.replace("_", " ") for name in known] + own + [LABELS.get(name, name) for name in costs]
+    table = Table("", *headings, "latency")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, row in rows.items():
+        if "error" in row:
+            table.add_row(name, f"failed: {row['error']}")
+            continue
+        cells = [_metric(key, row.get(key)) for key in known]
+        cells += [f"{row['metrics'][key]:.4g}" if key in row["metrics"] else "–" for key in own]
+        cells += [f"{amount(row['costs'][cost])} {row['fractions'][cost]:.1%}" for cost in costs]
+        table.add_row(name, *cells, f"{1e3 * row['latency']:.2f} ms")
+    return table
+
+
 def difference(found: Difference) -> Table:
     """One line a group, and the costs where both are known."""
-    table = Table("group", "dense", *found.names, "difference", title=f"{found.moved} channels apart")
+    table = Table("group", "dense", *found.names, "difference", title=f"{found.moved} {found.noun} apart")
     for row in found.rows:
         apart = row.second - row.first
         table.add_row(row.name, str(row.width), str(row.first), str(row.second), f"{apart:+d}" if apart else "")
@@ -214,8 +227,8 @@ def runs(found: Sequence[Run]) -> Table:
         table.add_row(
             run.name,
             str(run.config.get("name", "")),
-            str(request.get("searcher", request.get("kind", ""))),
-            str(summary.get("trials", "unfinished")),
+            str(request.get("searcher", request.get("method", request.get("kind", "")))),
+            str(summary.get("trials", "–" if summary else "unfinished")),
             *(f"{summary[key]:.4f}" if key in summary else "–" for key in ("reward", "uniform_reward")),
             size(run.size),
         )
@@ -225,7 +238,8 @@ def runs(found: Sequence[Run]) -> Table:
 def spent(summary: Mapping[str, Any]) -> str:
     """What a search measured, in words."""
     if not summary["looks"]:
-        return f"{summary['trials']} trials"
+        stopped = summary.get("stopped", 0)
+        return f"{summary['trials']} trials{f' ({stopped} stopped early)' if stopped else ''}"
     return f"{summary['effort']:g} trials ({summary['trials']} in full and {summary['looks']} quick looks)"
 
 
@@ -290,7 +304,7 @@ def sensitivity(record: Mapping[str, Any]) -> Table:
 
     ``record`` is what :meth:`autoprune.sensitivity.Sensitivity.to_dict` gives and ``sensitivity.json`` holds.
     """
-    table = Table("group", "half", "lost", "MACs saved", "lost by channels kept", title="Sensitivity")
+    table = Table("group", "half", "lost", "MACs saved", "lost by number kept", title="Sensitivity")
     table.caption, table.caption_justify = "\n".join(_remarks(record)), "left"
     table.columns[0].no_wrap = True
     for column in table.columns[1:4]:
@@ -323,12 +337,12 @@ def _remarks(record: Mapping[str, Any]) -> Iterator[str]:
     yield f"lost: how far {record['reward']} falls from {record['value']:.4g} ({uncut}) with this group alone cut"
     cuts = [(curve["group"], cut) for curve in record["curves"] for cut in curve["cuts"]]
     if any(cut["status"] == "not measured" for _, cut in cuts):
-        yield "free: not measured, for fewer channels already lost nothing"
+        yield "free: not measured, for fewer already lost nothing"
     yield from (f"{name} at {cut['kept']} failed: {cut['note']}" for name, cut in cuts if cut["status"] == "failed")
 
 
 def narrowed(names: Sequence[str], widths: Sequence[int], kept: Sequence[int]) -> Table:
-    """Kept channels per group."""
+    """Kept channels or weights per group."""
     table = Table("group", "kept", "of", "")
     for column in (1, 2):
         table.columns[column].justify = "right"

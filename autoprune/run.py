@@ -4,7 +4,7 @@ config.json   the request fully resolved, with versions, hardware and git state
 ledger.jsonl  every measurement, as an Optuna journal
 history.csv   the trials in their order, with what was spent on them
 scheme.json   the answer; pruned.safetensors  the pruned network; widths.svg  its picture
-summary.json  what came out: dense, uniform, found
+summary.json  what came out: dense, uniform, found; report.html  the same to look at
 front.json    the Pareto front, with the kept indices of every point; front.svg  its picture
 """
 
@@ -15,8 +15,10 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -27,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from autoprune.claim import NAME as CLAIM
 from autoprune.errors import UserError
 from autoprune.ledger import Ledger
-from autoprune.storage import HIDDEN, exists
+from autoprune.storage import HIDDEN, exists, place
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -117,15 +119,16 @@ class Run:
         )
 
     def point(self, number: int) -> Scheme:
-        """The scheme of a point of the front, with its kept indices."""
+        """The scheme of a point of the front, with its kept indices where it is of channels."""
         from autoprune.scheme import Scheme
 
         points = self._points()
         if not 0 <= number < len(points):
             raise UserError(f"point {number}: the front of run {self.name} has {len(points)} points, the first is 0")
         point = points[number]
-        indices = [tuple(int(unit) for unit in units.split()) for units in point["indices"]]
-        return Scheme(tuple(int(count) for count in point["kept"].split()), point["granularity"], tuple(indices))
+        counts = tuple(int(count) for count in point["kept"].split())
+        indices = [tuple(int(unit) for unit in units.split()) for units in point.get("indices", ())]
+        return Scheme(counts, point["granularity"], tuple(indices) or None)
 
     def _points(self) -> list[dict[str, Any]]:
         if not (self.folder / FRONT).is_file():
@@ -229,6 +232,7 @@ def surroundings() -> dict[str, Any]:
             versions[package] = "not installed"
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join([Path(sys.argv[0]).name, *(place(a) if "://" in a else a for a in sys.argv[1:])]),
         "versions": versions,
         "python": platform.python_version(),
         "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
