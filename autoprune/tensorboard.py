@@ -11,7 +11,7 @@ rates).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,7 +49,7 @@ class Curves:
     """Writes event files into ``folder``; safe to close twice.
 
     A continued run replays its trials, so event files of earlier sessions are removed when the first trial comes,
-    or every curve would be there twice.
+    or every curve would be there twice. A training that goes on begins with a later epoch, and they stay.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -57,12 +57,18 @@ class Curves:
         self._open: SummaryWriter | None = None
 
     def __call__(self, event: str, facts: Mapping[str, Any]) -> None:
-        """Take one event of the search; all but trials pass by, and quick looks, whose numbers are of another kind."""
+        """Take one event; all but trials and epochs pass by, and quick looks, whose numbers are of another kind."""
         if event == "trial" and facts["trial"].fidelity.full:
-            step = len(facts["loop"].trials)
-            for tag, value in _numbers(facts):
-                if math.isfinite(value):
-                    self._writer.add_scalar(tag, value, step)
+            self._draw(len(facts["loop"].trials), _numbers(facts))
+        elif event == "epoch":
+            told = ((f"training/{name}", value) for name, value in facts.items() if name != "epoch")
+            self._draw(int(facts["epoch"]), told)
+
+    def _draw(self, step: int, numbers: Iterable[tuple[str, float]]) -> None:
+        writer = self._writer(step)
+        for tag, value in numbers:
+            if math.isfinite(value):
+                writer.add_scalar(tag, value, step)
 
     def close(self) -> None:
         """Write down what still waits."""
@@ -70,13 +76,13 @@ class Curves:
             self._open.close()
             self._open = None
 
-    @property
-    def _writer(self) -> SummaryWriter:
+    def _writer(self, step: int) -> SummaryWriter:
         if self._open is None:
-            for path in self.folder.glob(f"events.out.tfevents.*{SUFFIX}"):
-                path.unlink()
-            # The purge tells a TensorBoard that is watching to forget the curves of the removed files.
-            self._open = _writer()(str(self.folder), purge_step=0, flush_secs=FLUSH, filename_suffix=SUFFIX)
+            if step == 1:
+                for path in self.folder.glob(f"events.out.tfevents.*{SUFFIX}"):
+                    path.unlink()
+            # The purge tells a TensorBoard that is watching to forget what was drawn of these steps before.
+            self._open = _writer()(str(self.folder), purge_step=step, flush_secs=FLUSH, filename_suffix=SUFFIX)
         return self._open
 
 
