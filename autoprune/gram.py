@@ -24,7 +24,7 @@ from autoprune.patches import WeightLayer
 
 @dataclass(frozen=True, eq=False)
 class Gram:
-    """Moments of the rows of a layer (see :mod:`autoprune.patches`), in double precision on the CPU.
+    """Moments of ``count`` rows of a layer (see :mod:`autoprune.patches`), in double precision on the CPU.
 
     ``covariance`` has shape (convolution groups, d, d) and ``mean`` (convolution groups, d). ``rest`` names
     the tensor that can absorb a constant shift of the layer's output: its bias, or the running mean of the
@@ -34,6 +34,7 @@ class Gram:
     covariance: Tensor
     mean: Tensor
     rest: str | None
+    count: int
 
     @cached_property
     def second(self) -> Tensor:
@@ -41,6 +42,14 @@ class Gram:
         if self.rest is not None:
             return self.covariance
         return self.covariance + self.mean[:, :, None] * self.mean[:, None, :]
+
+    @torch.no_grad()
+    def absorb(self, lost: Tensor, tensors: Mapping[str, Tensor]) -> None:
+        """Give what each output channel lost on average to the tensor that can take it up, if there is one."""
+        if self.rest is not None:
+            # a bias adds what the output lost, a running mean subtracts that much less
+            sign = -1.0 if self.rest.endswith("running_mean") else 1.0
+            tensors[self.rest].add_((sign * lost).to(tensors[self.rest]))
 
 
 class _Moments:
@@ -104,7 +113,8 @@ def collect(
             _answers(model, inputs)
     known = {path: layer for path, layer in layers.items() if path in found and path not in strange}
     rest = _absorbers(model, known, batches[0][0])
-    return {path: Gram(found[path].scatter / found[path].count, found[path].mean, rest.get(path)) for path in known}
+    moments = {path: found[path] for path in known}
+    return {path: Gram(m.scatter / m.count, m.mean, rest.get(path), m.count) for path, m in moments.items()}
 
 
 def _answers(model: nn.Module, inputs: Any) -> list[Tensor]:

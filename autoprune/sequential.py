@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import NamedTuple
@@ -64,21 +64,33 @@ def sequential(
             f"recovery sequential repairs networks that lost channels; it does not know {context.space.granularity!r} "
             "granularity: use recalibrate_bn"
         )
+    walk(candidate, context, ridge, sampling or Sampling(images, ROWS * images))
+
+
+def walk(
+    candidate: nn.Module, context: Context, ridge: float, sampling: Sampling, settle: Settle | None = None
+) -> None:
+    """Walk through the candidate once and repair its layers, as :func:`sequential` says.
+
+    ``settle`` says by weight path what else becomes of a solution: it is given the weights, in the scale of the batch
+    norm behind the layer if there is one, and the matrix H of what a change of them costs, and gives back other
+    weights. Layers that it names are solved even where they give their target as they are.
+    """
     if not (math.isfinite(ridge) and ridge > 0):
         raise UserError(f"ridge = {ridge}: a positive number is needed")
-    targets = _targets(context, sampling or Sampling(images, ROWS * images))
+    targets = _targets(context, sampling)
     example, images = joined(context.batches, max(2, math.ceil(context.share * targets.images)))
-    walk = _Walk(candidate, context, targets, ridge, images)
+    state = _Walk(candidate, context, targets, ridge, images, settle or {})
     with torch.no_grad(), evaluating(candidate), ExitStack() as hooks:
         for path in targets.layers:
             layer = candidate.get_submodule(path.rpartition(".")[0])
-            hooks.enter_context(layer.register_forward_pre_hook(partial(walk.solve, path)))
+            hooks.enter_context(layer.register_forward_pre_hook(partial(state.solve, path)))
         for name, norm in candidate.named_modules():
-            if isinstance(norm, _BatchNorm) and norm.running_mean is not None and name not in walk.followed:
-                hooks.enter_context(norm.register_forward_pre_hook(walk.recalibrate))
-        hooks.enter_context(walk.operators)
+            if isinstance(norm, _BatchNorm) and norm.running_mean is not None and name not in state.followed:
+                hooks.enter_context(norm.register_forward_pre_hook(state.recalibrate))
+        hooks.enter_context(state.operators)
         call(candidate, to(example, next(candidate.parameters()).device))
-    walk.tell()
+    state.tell()
 
 
 def _targets(context: Context, sampling: Sampling) -> Targets:
@@ -88,6 +100,9 @@ def _targets(context: Context, sampling: Sampling) -> Targets:
         known = record(context.model, context.statistics, context.batches, sampling)
         context.remembered[sampling] = known
     return known
+
+
+Settle = Mapping[str, Callable[[Tensor, Tensor], Tensor]]
 
 
 class _Rows(NamedTuple):
@@ -100,7 +115,10 @@ class _Rows(NamedTuple):
 class _Walk:
     """The state of one pass through a candidate."""
 
-    def __init__(self, candidate: nn.Module, context: Context, targets: Targets, ridge: float, images: int) -> None:
+    def __init__(
+        self, candidate: nn.Module, context: Context, targets: Targets, ridge: float, images: int, settle: Settle
+    ) -> None:
+        self.settle = settle
         self.candidate = candidate
         self.targets = targets.layers
         self.ridge = ridge
@@ -157,7 +175,7 @@ class _Walk:
             moments = None
             for rows in self._rows(path, layer, inputs[0], shortcut):
                 if moments is None:
-                    if _exact(rows, weight, offset.reshape(groups, 1, -1)):
+                    if path not in self.settle and _exact(rows, weight, offset.reshape(groups, 1, -1)):
                         return
                     moments = _Moments(rows, centred=layer.bias is not None or target.norm is not None)
                 else:
@@ -167,7 +185,11 @@ class _Walk:
                 raise UserError(
                     f"{path}: what the candidate feeds this layer is not finite; look for broken weights before it"
                 )
-            self._store(path, layer, moments, _ridged(moments, weight, self._damping(path, moments)))
+            solved, square = _ridged(moments, weight, self._damping(path, moments))
+            if path in self.settle:
+                settled = self.settle[path](solved.mT.reshape(layer.weight.shape), square)
+                solved = settled.reshape(groups, -1, layer.weight[0].numel()).mT
+            self._store(path, layer, moments, solved)
 
     def _affine(self, path: str, layer: WeightLayer) -> tuple[Tensor, Tensor]:
         """What the candidate's batch norm does to the layer's output; nothing, if there is none."""
@@ -236,14 +258,14 @@ class _Walk:
                 f"{path}: {rows} calibration rows have rank {rows} at most, {columns} are needed{more}; the ridge is "
                 "raised in proportion, give more calibration images",
                 StatisticsNotice,
-                stacklevel=3,
+                stacklevel=4,
             )
         if self._lost:
             warnings.warn(
                 f"{', '.join(self._lost[:3])}: the candidate does not run as the dense network does, so the residual "
                 "sum is not found; the layer keeps its weights",
                 StatisticsNotice,
-                stacklevel=3,
+                stacklevel=4,
             )
 
 
@@ -278,12 +300,13 @@ class _Moments:
         return x.shape[1], mean.double(), level.double(), (x.mT @ x).double(), (x.mT @ target).double()
 
 
-def _ridged(moments: _Moments, weight: Tensor, ridge: float) -> Tensor:
-    """The solution (convolution groups, d, o), drawn toward ``weight``."""
+def _ridged(moments: _Moments, weight: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    """The solution (convolution groups, d, o), drawn toward ``weight``, and the matrix of the system."""
     square = moments.square.clone()
     amount = ridge * square.diagonal(dim1=1, dim2=2).mean(1, keepdim=True) + 1e-12
     square.diagonal(dim1=1, dim2=2).add_(amount)
-    return weight + torch.cholesky_solve(moments.cross - moments.square @ weight, torch.linalg.cholesky(square))
+    change = torch.cholesky_solve(moments.cross - moments.square @ weight, torch.linalg.cholesky(square))
+    return weight + change, square
 
 
 def _exact(rows: _Rows, weight: Tensor, offset: Tensor) -> bool:
