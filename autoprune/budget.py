@@ -16,11 +16,15 @@ from autoprune.errors import UserError
 from autoprune.scheme import Scheme
 from autoprune.space import SearchSpace
 
+BYTES = {"": 1.0, "b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 UNITS: Mapping[str, Mapping[str, float]] = {
     "macs": {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12},
     "params": {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9},
     "latency": {"": 1.0, "ms": 1.0, "us": 1e-3, "s": 1e3},
-    "memory": {"": 1.0, "b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30},
+    "memory": BYTES,
+    "weights": {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9},
+    "bitmask": BYTES,
+    "csr": BYTES,
 }
 EXAMPLE = "macs=50%, macs=63M, params=1.2M, latency=8ms or memory=24MiB"
 SLACK = 1e-12
@@ -199,7 +203,8 @@ def _cap(item: str, space: SearchSpace, functions: Mapping[str, Cost]) -> tuple[
         raise UserError(f"budget {item!r} cannot be read: write it like {EXAMPLE}")
     name, digits, unit = match.groups()
     if name not in functions:
-        raise UserError(f"budget {item!r}: cost {name!r} is unknown, use one of {', '.join(functions)}")
+        only = "" if name not in UNITS else f" for {space.noun}"
+        raise UserError(f"budget {item!r}: cost {name!r} is unknown{only}, use one of {', '.join(functions)}")
     try:
         value = float(digits)
     except ValueError:

@@ -8,12 +8,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from autoprune import masking, masks
 from autoprune.errors import UserError
 from autoprune.forward import call, evaluating, logits, to
 from autoprune.recover import Context
 from autoprune.tuning import rounds, training
 
 STEPS, LR, TEMPERATURE, MOMENTUM, SEED = 60, 0.02, 2.0, 0.9, 0
+
+
+def divergence(student: Tensor, teacher: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+    """KL(teacher || student) of class scores (dimension 1), both divided by the temperature, times its square.
+
+    The mean over everything but the classes. The square keeps gradients as large as those of labels, whatever the
+    temperature (Hinton et al. 2015).
+    """
+    answer = functional.log_softmax(student / temperature, 1)
+    target = functional.log_softmax(teacher / temperature, 1)
+    summed = functional.kl_div(answer, target, reduction="sum", log_target=True)
+    return temperature**2 * (summed * answer.shape[1] / answer.numel())
 
 
 def fine_tune(
@@ -30,7 +43,8 @@ def fine_tune(
     The learning rate falls from ``lr`` to zero along a cosine. ``late`` scales it from layer to layer: the first
     parameter learns at ``late`` x ``lr``, the last at ``lr``, those between at powers between (layer-wise decay; below
     1 it spares early layers). The dense network's answers are computed once per batch and remembered. On a share of
-    the images the share of the steps is taken. It is best followed by ``recalibrate_bn``.
+    the images the share of the steps is taken. It is best followed by ``recalibrate_bn``. Single weights that were
+    removed stay zero.
     """
     if steps < 1 or not (math.isfinite(lr) and lr > 0) or not temperature > 0 or not late > 0:
         raise UserError(
@@ -39,21 +53,21 @@ def fine_tune(
     answers = _answers(context)
     steps = max(1, math.ceil(context.share * steps))
     device = next(candidate.parameters()).device
+    sparse = context.space.granularity != "channel"
+    keep = masking.by_name(context.space, context.kept, device) if sparse else {}
     with training(candidate, SEED) as (parameters, generator):
         optimizer = torch.optim.SGD(_groups(parameters, lr, late), lr=lr, momentum=MOMENTUM, nesterov=True)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         numbers = rounds(range(len(context.batches)), generator)
-        for _ in range(steps):
-            number = next(numbers)
-            inputs = to(context.batches[number][0], device)
-            answer = functional.log_softmax(logits(call(candidate, inputs)) / temperature, 1)
-            target = functional.log_softmax(answers[number].to(device) / temperature, 1)
-            summed = functional.kl_div(answer, target, reduction="sum", log_target=True)
-            loss = summed * answer.shape[1] / answer.numel()
-            optimizer.zero_grad()
-            torch.autograd.backward(temperature**2 * loss)
-            optimizer.step()
-            schedule.step()
+        with masks.held(candidate, keep, optimizer):
+            for _ in range(steps):
+                number = next(numbers)
+                inputs = to(context.batches[number][0], device)
+                loss = divergence(logits(call(candidate, inputs)), answers[number].to(device), temperature)
+                optimizer.zero_grad()
+                torch.autograd.backward(loss)
+                optimizer.step()
+                schedule.step()
 
 
 def _answers(context: Context) -> list[Tensor]:

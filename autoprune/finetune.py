@@ -19,9 +19,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autoprune import checkpoint
+from autoprune import checkpoint, masks
 from autoprune.augment import AUGMENTS
+from autoprune.distillation import divergence
 from autoprune.errors import UserError
+from autoprune.exporters import scheme_file
 from autoprune.forward import call, evaluating, logits, to
 from autoprune.pruned import SCHEME, load_pruned, save_pruned
 from autoprune.slicing import named_tensors
@@ -209,10 +211,8 @@ def descent(recipe: Recipe, teacher: nn.Module | None) -> Step:
         loss = functional.cross_entropy(answer, labels, label_smoothing=recipe.label_smoothing)
         if recipe.distill and teacher is not None:
             with torch.no_grad(), evaluating(teacher):
-                target = functional.log_softmax(logits(call(teacher, inputs)) / recipe.temperature, 1)
-            student = functional.log_softmax(answer / recipe.temperature, 1)
-            divergence = functional.kl_div(student, target, reduction="batchmean", log_target=True)
-            loss = (1 - recipe.distill) * loss + recipe.distill * recipe.temperature**2 * divergence
+                target = logits(call(teacher, inputs))
+            loss = (1 - recipe.distill) * loss + recipe.distill * divergence(answer, target, recipe.temperature)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
@@ -245,6 +245,17 @@ def judge(model: nn.Module, batches: Batches) -> tuple[float, float]:
     return loss / count, correct / count
 
 
+def holding(stays: masks.Masks) -> Method:
+    """The usual way, on which single weights outside the masks stay zero."""
+
+    def optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+        descent = sgd(model, recipe)
+        descent.register_step_post_hook(lambda *_: masks.impose(model, stays))
+        return descent
+
+    return Method(optimizer=optimizer, facts={"weights_held": sum(int(mask.sum()) for mask in stays.values())})
+
+
 def finish(
     dense: nn.Module, source: Path, splits: Splits, folder: Path, recipe: Recipe, tell: Tell = lambda facts: None
 ) -> dict[str, Any]:
@@ -252,17 +263,22 @@ def finish(
 
     ``dense`` is the network it came from, and the teacher. The answer is JSON-ready: ``rows`` compare the dense
     network, the pruned one and the trained one, ``best`` is the epoch that was kept. Test images are looked at once
-    per row.
+    per row. Where the scheme removed single weights they stay zero.
     """
     if splits.train is None:
         raise UserError(f"data {splits.name!r} has no training part: fine-tuning needs images to train on")
     device = next(dense.parameters()).device
     pruned = load_pruned(lambda: dense, source).to(device)
     rows = {"dense": _row(dense, splits), "found": _row(pruned, splits)}
-    history = finetune(pruned, list(splits.train()), splits.validation, folder, recipe, teacher=dense, tell=tell)
-    rows["finetuned"] = _row(pruned, splits)
     scheme = source / SCHEME
-    save_pruned(pruned, folder, scheme.read_text(encoding="utf-8") if scheme.is_file() else None)
+    text = scheme.read_text(encoding="utf-8") if scheme.is_file() else None
+    sparse = [] if text is None else scheme_file.tensors(scheme_file.parse(scheme))
+    history = finetune(
+        pruned, list(splits.train()), splits.validation, folder, recipe, teacher=dense, tell=tell,
+        method=holding(masks.present(pruned, sparse)) if sparse else Method(),
+    )  # fmt: skip
+    rows["finetuned"] = _row(pruned, splits)
+    save_pruned(pruned, folder, text)
     best = max(range(len(history)), key=lambda at: history[at]["validation_accuracy"]) + 1
     return {"folder": str(folder), "rows": rows, "best": best, "history": history}
 

@@ -81,8 +81,8 @@ class Front:
         }
 
     def write(self, folder: Path, kept: Callable[[Scheme], Sequence[NDArray[np.int64]]]) -> None:
-        """``front.json``: the front, and with every point the units that ``kept`` says stay, group by group."""
-        points = []
+        """``front.json``: the front, and with every point the channels that ``kept`` says stay, group by group."""
+        points: list[dict[str, Any]] = []
         for number, (trial, values) in enumerate(zip(self.trials, self.values.tolist(), strict=True)):
             measured = trial.measurement.to_dict()
             points.append(
@@ -93,9 +93,10 @@ class Front:
                     **{key: measured[key] for key in ("accuracy", "loss", "fractions")},
                     "granularity": trial.scheme.granularity,
                     "kept": " ".join(map(str, trial.scheme.kept)),
-                    "indices": [" ".join(map(str, units)) for units in kept(trial.scheme)],
                 }
             )
+            if trial.scheme.granularity == "channel":
+                points[-1]["indices"] = [" ".join(map(str, units)) for units in kept(trial.scheme)]
         write_json(folder / FRONT, {**self.facts(), "points": points})
 
     def draw(self, folder: Path, title: str) -> None:

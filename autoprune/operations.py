@@ -165,7 +165,7 @@ def record(model: nn.Module, example: Example, space: SearchSpace, batch: int = 
     generator = np.random.default_rng(0)
     for rates in (np.zeros(len(space)), *generator.uniform(size=(PROOFS, len(space)))):
         scheme = space.floor(rates)
-        wrong = np.flatnonzero(np.abs(found.sizes(scheme.kept) - run(scheme, "every group is cut")) > 1e-6)
+        wrong = np.flatnonzero(np.abs(found.sizes(scheme.kept) - run(scheme, "groups are cut together")) > 1e-6)
         if len(wrong):
             at = next(o for o in found.calls if _reaches(o, int(wrong[0])))
             raise UserError(f"sizes of {at.name} are no sum over the groups: costs cannot be told from a scheme")

@@ -27,14 +27,35 @@ Exclude = Annotated[list[str] | None, typer.Option(help="never groups that match
 RoundTo = Annotated[list[str] | None, typer.Option(help="keep multiples: 8, or PATTERN=16; repeatable")]
 Rates = Annotated[list[str] | None, typer.Option(help="range of kept rates: PATTERN=0.25:1; repeatable")]
 Tie = Annotated[list[str] | None, typer.Option(help="cut two groups together: A,B; repeatable")]
+FoundBy = Annotated[
+    str | None,
+    typer.Option("--space", help="who says what may be cut: traced, an installed name or package.module:function"),
+]
 Criterion = Annotated[
-    str,
+    str | None,
     typer.Option(
         help="obs, taylor, fisher, hrank, apoz, act_mean, act_std, fpgm, l1, l2, bn_scale, random or "
-        "package.module:function, with options like l1,aggregate=max"
+        "package.module:function, with options like l1,aggregate=max; for single weights magnitude, layer_normalised, "
+        "lamp, taylor, random [obs or magnitude]"
     ),
 ]
-Recovery = Annotated[str, typer.Option(help="none, least_squares, recalibrate_bn, sequential, fine_tune, joined by +")]
+Recovery = Annotated[
+    str | None,
+    typer.Option(
+        help="none, least_squares, recalibrate_bn, sequential, fine_tune, joined by +; for single weights also obc "
+        "[least_squares+recalibrate_bn or recalibrate_bn]"
+    ),
+]
+Granularity = Annotated[
+    str | None, typer.Option(help="what is removed: channel, weight, n:m [channel; n:m with --pattern]")
+]
+Pattern = Annotated[
+    str | None, typer.Option(help="n of m neighbouring weights stay: 2:4 (or all), 1+2:4, any:8 for a free choice")
+]
+Levels = Annotated[int | None, typer.Option(help="steps of a layer's sparsity that are tried [1000]")]
+Sparsity = Annotated[
+    str | None, typer.Option(help="share of the weights to remove, such as 90%: a cap on what is kept, weights=10%")
+]
 Root = Annotated[str, typer.Option(help="folder that holds the runs")]
 NumWorkers = Annotated[
     int, typer.Option("--workers", help="processes that measure at the same time; the result is the same")

@@ -6,7 +6,7 @@ compose: ``least_squares+recalibrate_bn`` runs one after the other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from autoprune import settings
+from autoprune.errors import UserError
 from autoprune.forward import batch_size, call, evaluating, leading, to
 from autoprune.gram import Gram
 from autoprune.references import function
+from autoprune.scheme import NOUNS, Granularity
 from autoprune.slicing import Kept, named_tensors, selections
 from autoprune.space import SearchSpace
 from autoprune.statistics import Batches, Statistics
@@ -32,6 +34,9 @@ BN_IMAGES = 1024
 @dataclass(frozen=True, eq=False)
 class Context:
     """What a recovery may use: the dense model, its statistics, calibration data, the kept units.
+
+    In a space of single weights ``kept`` are masks, which :func:`autoprune.masking.by_name` gives by the names of their
+    tensors, and the statistics' Gram matrices are those of every such tensor.
 
     ``share`` is the part of the images it would usually look at that it may look at. ``remembered`` is what
     recoveries found out about the model and the data: it outlives the candidate, and all candidates of an evaluator
@@ -73,10 +78,7 @@ def least_squares(candidate: nn.Module, context: Context, ridge: float = RIDGE) 
             weight, lost = weight[axes[0]], lost[axes[0]]
         with torch.no_grad():
             tensors[path].copy_(weight)
-            if gram.rest is not None:
-                # a bias adds what the output lost, a running mean subtracts that much less
-                sign = -1.0 if gram.rest.endswith("running_mean") else 1.0
-                tensors[gram.rest].add_((sign * lost).to(tensors[gram.rest]))
+        gram.absorb(lost, tensors)
 
 
 def _repaired(weight: Tensor, gram: Gram, kept: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
@@ -105,6 +107,11 @@ def recalibrate_bn(candidate: nn.Module, context: Context, images: int = BN_IMAG
     ``images`` samples are used, in whole batches, but at least one batch; a batch of one sample, which may have
     no variance, only if there is no other. Flags and momenta are restored.
     """
+    reestimate(candidate, leading(first(context.batches, images), context.share))
+
+
+def reestimate(candidate: nn.Module, batches: Iterable[tuple[Any, Any]]) -> None:
+    """The batch-norm statistics of all these (input, label) batches, see :func:`recalibrate_bn`."""
     norms = [m for m in candidate.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     if not norms:
         return
@@ -117,7 +124,7 @@ def recalibrate_bn(candidate: nn.Module, context: Context, images: int = BN_IMAG
             norm.training, norm.momentum = True, 1.0  # running statistics become the batch's own
             hooks.enter_context(norm.register_forward_hook(estimate.add))
         try:
-            for inputs, _ in leading(_first(context.batches, images), context.share):
+            for inputs, _ in batches:
                 call(candidate, to(inputs, device))
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
@@ -126,7 +133,7 @@ def recalibrate_bn(candidate: nn.Module, context: Context, images: int = BN_IMAG
             estimate.store(norm)
 
 
-def _first(batches: Batches, images: int) -> Iterator[tuple[Any, Any]]:
+def first(batches: Batches, images: int) -> Iterator[tuple[Any, Any]]:
     """The leading batches that hold at most ``images`` samples together, but of one at least."""
     seen = largest = 0
     for inputs, labels in batches:
@@ -164,6 +171,8 @@ class _Moments:
             norm.running_var.copy_(self.scatter / (self.count - 1))
 
 
+FOR_CHANNELS, FOR_WEIGHTS = ("least_squares", "sequential"), ("obc",)
+"""Repairs that make sense for one kind of removal alone."""
 KIND = settings.Kind("recovery", positions=2)
 RECOVERIES: Mapping[str, Recovery | str] = {
     "none": none,
@@ -171,6 +180,7 @@ RECOVERIES: Mapping[str, Recovery | str] = {
     "least_squares": least_squares,
     "sequential": "autoprune.sequential:sequential",  # by name: these are written in terms of this module
     "fine_tune": "autoprune.distillation:fine_tune",
+    "obc": "autoprune.obc:obc",
 }
 
 
@@ -184,12 +194,26 @@ def _in_turn(recoveries: Sequence[Recovery], candidate: nn.Module, context: Cont
         recovery(candidate, context)
 
 
-def find(recovery: str | Recovery) -> Recovery:
+def find(recovery: str | Recovery, granularity: Granularity = "channel") -> Recovery:
     """A recovery by its name, by ``package.module:function``, several joined by ``+``, or the function itself.
 
-    Options may follow a name: ``sequential,images=256+recalibrate_bn``.
+    Options may follow a name: ``sequential,images=256+recalibrate_bn``. A built-in one that cannot repair what loses
+    ``granularity`` is refused.
     """
     if isinstance(recovery, str):
-        return compose([settings.named(name.strip(), KIND, RECOVERIES) for name in recovery.split("+")])
+        parts = [name.strip() for name in recovery.split("+")]
+        for part in parts:
+            _check_fits(part.partition(",")[0].strip(), granularity)
+        return compose([settings.named(part, KIND, RECOVERIES) for part in parts])
     found: Recovery = function(recovery, KIND.name, RECOVERIES)
+    _check_fits(getattr(found, "__name__", ""), granularity)
     return found
+
+
+def _check_fits(name: str, granularity: Granularity) -> None:
+    if name in (FOR_WEIGHTS if granularity == "channel" else FOR_CHANNELS):
+        fitting = [other for other in RECOVERIES if other not in (*FOR_CHANNELS, *FOR_WEIGHTS)]
+        fitting += FOR_CHANNELS if granularity == "channel" else FOR_WEIGHTS
+        raise UserError(
+            f"recovery {name} does not repair networks that lost {NOUNS[granularity]}: use {', '.join(fitting)}"
+        )

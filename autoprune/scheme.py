@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 Granularity = Literal["channel", "weight", "n:m"]
 Direction = Literal["kept", "removed"]
+NOUNS: Mapping[Granularity, str] = {"channel": "channels", "weight": "weights", "n:m": "weights"}
+"""What is counted, in words."""
 
 VERSION = 1
 

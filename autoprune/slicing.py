@@ -22,7 +22,7 @@ from autoprune.errors import UserError
 from autoprune.scheme import Scheme
 from autoprune.space import SearchSpace
 
-Kept = Sequence[NDArray[np.int64]]  # per group: the units that stay, ascending
+Kept = Sequence[NDArray[Any]]  # per group: the units that stay, ascending; in a space of weights their mask
 
 
 def choose(space: SearchSpace, scheme: Scheme, scores: Sequence[NDArray[np.float64]]) -> list[NDArray[np.int64]]:
@@ -31,13 +31,27 @@ def choose(space: SearchSpace, scheme: Scheme, scores: Sequence[NDArray[np.float
     Ties go to the lower unit, so equal scores keep a stable prefix.
     """
     space.check(scheme)
+    return best(space, scheme, order(space, scores) if scheme.indices is None else ())
+
+
+def order(space: SearchSpace, scores: Sequence[NDArray[np.float64]]) -> list[NDArray[np.int64]]:
+    """The units of every group, the best first."""
+    return [np.argsort(-np.asarray(score), kind="stable") for score in scores]
+
+
+def best(space: SearchSpace, scheme: Scheme, ranked: Sequence[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
+    """The units that stay in every group: the scheme's own indices, else the first that are ranked."""
     if scheme.indices is not None:
         return [np.asarray(chosen, dtype=np.int64) for chosen in scheme.indices]
-    kept = []
-    for group, count, score in zip(space.groups, scheme.kept, scores, strict=True):
-        order = np.argsort(-np.asarray(score), kind="stable")
-        kept.append(np.sort(order[: count // group.unit]).astype(np.int64))
-    return kept
+    return [
+        np.sort(first[: count // group.unit]).astype(np.int64)
+        for group, count, first in zip(space.groups, scheme.kept, ranked, strict=True)
+    ]
+
+
+def everything(space: SearchSpace) -> list[NDArray[np.int64]]:
+    """The units of every group when none is removed."""
+    return [np.arange(group.units) for group in space.groups]
 
 
 def selections(space: SearchSpace, kept: Kept, shapes: Mapping[str, Sequence[int]]) -> dict[str, dict[int, Tensor]]:

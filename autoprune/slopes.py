@@ -6,7 +6,7 @@ where the group's consumers read, so what they say is what removing the channel 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -68,6 +68,38 @@ def effects(
             before = sums[at]
             sums[at] = new if before is None else [a + b for a, b in zip(before, new, strict=True)]
     return tuple(None if total is None else Effects(*(part / images for part in total)) for total in sums)
+
+
+def of_weights(
+    model: nn.Module, paths: Sequence[str], batches: Iterable[tuple[Any, Any]], target: Target
+) -> dict[str, Tensor]:
+    """The mean over batches of |w g| by weight path, where g is the gradient of the batch's mean loss by the weight w.
+
+    Weights that the loss does not depend on are left out.
+    """
+    weights = {path: model.get_parameter(path) for path in paths}
+    frozen = [weight for weight in weights.values() if not weight.requires_grad]
+    sums: dict[str, Tensor] = {}
+    device, count = next(model.parameters()).device, 0
+    try:
+        for weight in frozen:
+            weight.requires_grad_()
+        for number, (inputs, labels) in enumerate(batches):
+            with torch.enable_grad(), evaluating(model):
+                answer = logits(call(model, to(inputs, device)))
+                loss = _loss(answer, labels, number, target) / len(answer)
+                found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+            count += 1
+            for (path, weight), slope in zip(weights.items(), found, strict=True):
+                if slope is not None:
+                    if not torch.isfinite(slope).all():
+                        raise not_finite(path, "the gradient of the weight", number)
+                    effect = (weight.detach() * slope).abs().cpu().double()
+                    sums[path] = sums[path] + effect if path in sums else effect
+    finally:
+        for weight in frozen:
+            weight.requires_grad_(False)
+    return {path: total / count for path, total in sums.items()}
 
 
 def _of_units(slope: Matrix, layer: WeightLayer, piece: Slice) -> Matrix:

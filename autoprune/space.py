@@ -1,4 +1,4 @@
-"""The search space: which channels must be cut together, and how many of them may stay."""
+"""The search space: which channels must be cut together, or which tensors lose weights, and how many may stay."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoprune.errors import UserError
-from autoprune.scheme import Granularity, Scheme
+from autoprune.scheme import NOUNS, Granularity, Scheme
 
 Role = Literal["out", "in", "through"]
 Counts = NDArray[np.int64]
@@ -45,12 +45,16 @@ class Slice:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Channels that must be cut together.
+    """Channels that must be cut together, or the weights of one tensor.
 
     ``width`` counts the channels of the first slice, which belongs to the layer that produces them
     and lends the group its name. ``counts`` are the legal numbers of kept channels, ascending; the last
     one is ``width`` unless somebody limited the group from above. Channels leave in units of ``unit``
     (1, or the number of convolution groups when a grouped convolution takes part).
+
+    A group of single weights has no slices but a ``tensor``, whose entries are its width and whose layer is its
+    name; an entry takes ``itemsize`` bytes. Where n of m neighbours stay, a unit is one weight of every block of m:
+    there are m units.
     """
 
     name: str
@@ -58,12 +62,16 @@ class Group:
     slices: tuple[Slice, ...]
     counts: tuple[int, ...]
     unit: int = 1
+    tensor: str | None = None
+    itemsize: int = 4
 
     def __post_init__(self) -> None:
         if not self.counts or self.counts[-1] > self.width or list(self.counts) != sorted(set(self.counts)):
             raise UserError(f"group {self.name}: counts must ascend and not exceed the width {self.width}")
         if self.counts[0] < 1 or any(count % self.unit for count in self.counts):
             raise UserError(f"group {self.name}: counts must be positive multiples of {self.unit}")
+        if self.tensor is not None and (self.slices or self.width % self.unit):
+            raise UserError(f"group {self.name}: weights of {self.tensor} leave no slices, and blocks must fill it")
         for piece in self.slices:
             if piece.positions.ndim != 2 or len(piece.positions) != self.units:
                 raise UserError(f"group {self.name}: {piece.path} does not list {self.units} units")
@@ -76,7 +84,14 @@ class Group:
     @cached_property
     def members(self) -> tuple[str, ...]:
         """The modules that lose something when the group is cut, in forward order."""
+        if self.tensor is not None:
+            return (self.tensor.rpartition(".")[0],)
         return tuple(dict.fromkeys(piece.module for piece in self.slices))
+
+    @cached_property
+    def tensors(self) -> tuple[str, ...]:
+        """The tensors that lose something, by dotted name."""
+        return (self.tensor,) if self.tensor is not None else tuple(dict.fromkeys(piece.path for piece in self.slices))
 
     def floor(self, count: float) -> int:
         """The largest legal count that is not above ``count`` (the smallest legal one if none is)."""
@@ -137,6 +152,10 @@ class SearchSpace:
         names = [group.name for group in self.groups]
         if len(set(names)) != len(names):
             raise UserError("two groups of a search space have the same name")
+        tensors = [group.tensor for group in self.groups if group.tensor is not None]
+        twice = next((tensor for tensor in tensors if tensors.count(tensor) > 1), None)
+        if twice is not None:
+            raise UserError(f"{twice} is named twice: a tensor has one sparsity, so it stands in one group")
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -148,9 +167,14 @@ class SearchSpace:
                 return position
         raise UserError(f"no group is called {name!r}; `autoprune groups` lists them")
 
+    @property
+    def noun(self) -> str:
+        """What is counted, in words: channels or weights."""
+        return NOUNS[self.granularity]
+
     @cached_property
     def widths(self) -> Counts:
-        """Original channels per group."""
+        """Original channels, or weights, per group."""
         return np.array([group.width for group in self.groups], dtype=np.int64)
 
     @property
@@ -180,14 +204,22 @@ class SearchSpace:
     def check(self, scheme: Scheme) -> None:
         """Refuse a scheme that this space cannot have, naming the group that is wrong.
 
-        A group may always keep its whole width, so the dense scheme passes in a limited space too.
+        A group may always keep its whole width, so the dense scheme passes in a limited space too. A tensor may keep
+        any number of weights, under n:m any n of m: the counts are only those that searchers try.
         """
         if len(scheme) != len(self):
             raise UserError(f"the scheme has {len(scheme)} groups, the search space {len(self)}")
+        if scheme.granularity != self.granularity:
+            raise UserError(
+                f"the scheme is of granularity {scheme.granularity!r}, the search space of {self.granularity!r}"
+            )
         for position, (group, count) in enumerate(zip(self.groups, scheme.kept, strict=True)):
-            if count not in group.counts and count != group.width:
+            loose = self.granularity != "channel" and count < group.width and not count % group.unit
+            if count not in group.counts and count != group.width and not loose:
                 near = f"{group.counts[0]}..{group.counts[-1]}" + (f" by {group.unit}" if group.unit > 1 else "")
-                raise UserError(f"group {group.name}: {count} kept channels is not a legal count ({near})")
+                raise UserError(f"group {group.name}: {count} kept {self.noun} is not a legal count ({near})")
+            if scheme.indices is not None and self.granularity != "channel":
+                raise UserError("a scheme of single weights has no kept indices: the network itself has the zeros")
             if scheme.indices is not None:
                 chosen = scheme.indices[position]
                 if len(chosen) * group.unit != count or (chosen and chosen[-1] >= group.units):
@@ -198,7 +230,9 @@ class SearchSpace:
         """A short hash of everything that decides what a scheme of this space means."""
         digest = hashlib.sha256()
         for group in self.groups:
-            head = [group.name, group.width, group.unit, group.counts]
+            head: list[object] = [group.name, group.width, group.unit, group.counts]
+            if self.granularity != "channel":
+                head += [self.granularity, group.tensor, group.itemsize]
             digest.update(json.dumps(head).encode())
             for piece in group.slices:
                 digest.update(f"{piece.path}/{piece.axis}/{piece.role}".encode())

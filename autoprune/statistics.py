@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from autoprune import feature_maps, gram, slopes
@@ -55,21 +55,28 @@ class Statistics:
         self.seed = seed
         self._ranks: dict[int, Mapping[str, FeatureRank]] = {}
         self._effects: dict[Target, tuple[Effects | None, ...]] = {}
+        self._weight_effects: dict[Target, Mapping[str, Tensor]] = {}
 
     @cached_property
     def consumers(self) -> Mapping[str, WeightLayer]:
-        """Convolution and linear layers that read a group's channels, by weight path.
+        """Convolution and linear layers that read a group's channels, or lose weights themselves, by weight path.
 
         Layers that share a parameter with another layer are not among them.
         """
         owners = Counter(id(p) for module in self.model.modules() for p in module._parameters.values() if p is not None)
         found: dict[str, WeightLayer] = {}
-        for piece in (piece for group in self.space.groups for piece in group.slices):
-            if piece.role == "in" and piece.tensor == "weight":
-                layer = self.model.get_submodule(piece.module)
-                if has_rows(layer) and all(owners[id(p)] <= 1 for p in layer._parameters.values()):
-                    found[piece.path] = layer
+        for path in self._read:
+            layer = self.model.get_submodule(path.rpartition(".")[0])
+            if has_rows(layer) and all(owners[id(p)] <= 1 for p in layer._parameters.values()):
+                found[path] = layer
         return found
+
+    @property
+    def _read(self) -> list[str]:
+        """Weights that multiply a group's channels, or that lose entries themselves."""
+        groups = self.space.groups
+        pieces = [p.path for group in groups for p in group.slices if p.role == "in" and p.tensor == "weight"]
+        return pieces + [group.tensor for group in groups if group.tensor is not None]
 
     @cached_property
     def grams(self) -> Mapping[str, Gram]:
@@ -121,6 +128,16 @@ class Statistics:
         if target not in self._effects:
             self._effects[target] = slopes.effects(self.model, self.space, self.consumers, self.batches, target)
         return self._effects[target]
+
+    def weight_effects(self, target: Target = "labels") -> Mapping[str, Tensor]:
+        """The mean over batches of |w g| for every entry of the groups' tensors, in their shapes, by weight path.
+
+        g is the gradient of the batch's mean loss: cross-entropy with the labels or with the network's own answers.
+        """
+        if target not in self._weight_effects:
+            paths = [group.tensor for group in self.space.groups if group.tensor is not None]
+            self._weight_effects[target] = slopes.of_weights(self.model, paths, self.batches, target)
+        return self._weight_effects[target]
 
 
 def _notice(message: str) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from autoprune import masks
 from autoprune.errors import UserError
 from autoprune.forward import to
 from autoprune.slicing import Kept, named_tensors, selections, with_tensors
@@ -68,20 +69,24 @@ class Origin:
     def check(self, space: SearchSpace, kept: Kept) -> None:
         """Refuse units that this network has lost already: it has only zeros for them."""
         for group, left, wanted in zip(space.groups, self.kept, kept, strict=True):
-            if not np.isin(wanted, left).all():
+            masked = wanted.dtype == bool
+            lost = int((wanted & ~left).sum()) if masked else int((~np.isin(wanted, left)).sum())
+            if lost:
                 raise UserError(
-                    f"group {group.name}: {len(np.setdiff1d(wanted, left))} of the {len(wanted)} units to keep are not "
-                    "among those of the scheme it comes after: a lineage only ever removes"
+                    f"group {group.name}: {lost} of the {int(wanted.sum()) if masked else len(wanted)} units to keep "
+                    "are not among those of the scheme it comes after: a lineage only ever removes"
                 )
 
 
-def tune(model: nn.Module, tuning: Tuning, seed: Sequence[int], share: float = 1.0) -> None:
+def tune(
+    model: nn.Module, tuning: Tuning, seed: Sequence[int], share: float = 1.0, keep: masks.Masks | None = None
+) -> None:
     """Train a candidate in place on cross-entropy; it comes back with its modes and ``requires_grad`` as they were.
 
     All floating-point parameters are trained, frozen ones too, for ``share`` of the steps, rounded up. ``seed``
     decides the order of the batches, each of which is used once before any is used again, and what dropout draws:
     the same seed gives the same weights on one CPU with one number of threads. Running statistics of batch norms lag
-    behind the weights afterwards and are best estimated anew.
+    behind the weights afterwards and are best estimated anew. Weights outside the masks ``keep`` stay zero.
     """
     device = next(model.parameters()).device
     with training(model, seed) as (parameters, rng):
@@ -89,9 +94,10 @@ def tune(model: nn.Module, tuning: Tuning, seed: Sequence[int], share: float = 1
             parameters, lr=tuning.lr, momentum=tuning.momentum, weight_decay=tuning.weight_decay
         )
         batches = rounds(tuning.batches, rng)
-        for _ in range(math.ceil(tuning.steps * share)):
-            inputs, labels = next(batches)
-            descend(model, optimizer, to(inputs, device), to(labels, device))
+        with masks.held(model, keep or {}, optimizer):
+            for _ in range(math.ceil(tuning.steps * share)):
+                inputs, labels = next(batches)
+                descend(model, optimizer, to(inputs, device), to(labels, device))
 
 
 @contextmanager

@@ -82,8 +82,8 @@ def _rest(space: SearchSpace, work: Mapping[str, float]) -> Table:
     total, rest = sum(work.values()), dict(work)
     shares = []
     for group in space.groups:
-        for piece in group.slices:
-            rest.pop(piece.path, None)
+        for path in group.tensors:
+            rest.pop(path, None)
         shares.append(sum(rest.values()) / total if total else 0.0)
     return np.array(shares)
 
@@ -98,18 +98,23 @@ def _scaled(table: Table) -> Table:
 def _described(t: int, group: Group, space: SearchSpace, work: Mapping[str, float]) -> dict[str, float]:
     """Every static element of one group, before scaling."""
     layers = {layer.weight: layer for layer in space.layers}
+    outputs = group.width
     makers = [piece for piece in group.slices if piece.role == "out" and piece.path in layers]
     if makers:
         layer = layers[makers[0].path]
         shape = space.shapes[layer.weight]
         inputs = shape[0] if makers[0].axis else shape[1] * layer.groups  # a transposed weight has its inputs first
+    elif group.tensor in layers:  # single weights of a layer
+        layer = layers[group.tensor]
+        shape = space.shapes[layer.weight]
+        outputs, inputs = shape[0], shape[1] * layer.groups
     else:  # something else than a layer writes these channels, such as an embedding
         layer, shape, inputs = Layer(group.name, "linear", "", 1), (group.width,), 1
     linear = layer.kind == "linear"
     return {
         "index": t,
         "type": linear,
-        "out": group.width,
+        "out": outputs,
         "in": inputs,
         "height": layer.input_size[0],
         "width": layer.input_size[1],
@@ -117,5 +122,5 @@ def _described(t: int, group: Group, space: SearchSpace, work: Mapping[str, floa
         "release's stride": 0 if linear else layer.stride,
         "kernel": layer.kernel,
         "weights": math.prod(shape),
-        "cost": sum(work.get(path, 0.0) for path in {piece.path for piece in group.slices}),
+        "cost": sum(work.get(path, 0.0) for path in group.tensors),
     }

@@ -16,6 +16,7 @@ from autoprune.budget import Budget
 from autoprune.cost import WeightedSizes
 from autoprune.errors import UserError
 from autoprune.space import SearchSpace
+from autoprune.sparse_cost import Sum
 
 Clip = Callable[[Sequence[int], float], int]
 Wall = Callable[[Budget], Clip]
@@ -54,10 +55,10 @@ def release(budget: Budget, lbound: float = 0.2) -> Clip:
     cut to what then fits, is at least ``lbound``, and is rounded to a whole channel and then *up* to a legal count,
     which is not checked again. The release has multiples of 8 as legal counts (``named.round_to(space, 8)``).
     """
-    caps: list[tuple[WeightedSizes, float]] = []
+    caps: list[tuple[WeightedSizes | Sum, float]] = []
     for name, cap in budget.caps.items():
         cost = budget.costs[name]
-        if not isinstance(cost, WeightedSizes):
+        if not isinstance(cost, WeightedSizes | Sum):
             raise UserError(f"the release's wall counts fractional channels, {name!r} cannot: cap macs or params")
         caps.append((cost, cap))
     space = budget.space

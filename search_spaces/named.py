@@ -110,6 +110,8 @@ def round_to(space: SearchSpace, multiple: int | Mapping[str, int]) -> SearchSpa
 
 def _in_multiples(space: SearchSpace, multiples: Mapping[str, int]) -> SearchSpace:
     for pattern, multiple in multiples.items():
+        if space.granularity != "channel":
+            raise UserError(f"round-to {pattern}={multiple}: channels are rounded, weights have levels or a pattern")
         if multiple < 1:
             raise UserError(f"round-to {pattern}={multiple}: a multiple is a whole number of at least 1")
     chosen = _decided(space, multiples)
@@ -133,6 +135,8 @@ def tie(space: SearchSpace, ties: Iterable[Sequence[str]]) -> SearchSpace:
     groups = {group.name: group for group in space.groups}
     now: dict[str, str] = {}  # names that went into another group
     for names in ties:
+        if space.granularity != "channel":
+            raise UserError(f"tie {','.join(names)!r}: weights of different tensors are not cut at the same positions")
         if len(names) < 2:
             raise UserError(f"tie {','.join(names)!r}: name two groups, as in A,B")
         for name in names:
@@ -233,7 +237,8 @@ def _with(group: Group, counts: tuple[int, ...], otherwise: str) -> Group | str:
 
 def _listed(group: Group) -> str:
     step = f" by {group.unit}" if group.unit > 1 else ""
-    return f"{group.counts[0]}..{group.counts[-1]}{step} of {group.width} channels"
+    noun = "channels" if group.tensor is None else "weights"
+    return f"{group.counts[0]}..{group.counts[-1]}{step} of {group.width} {noun}"
 
 
 # -- the words of the command line ------------------------------------------------------------

@@ -73,6 +73,13 @@ def trace(
     return SearchSpace(groups, layers, parameters, _left_out(model, book, space, failed, reasons))
 
 
+def measured(model: nn.Module, example: Example) -> tuple[tuple[Layer, ...], dict[str, tuple[int, ...]]]:
+    """What costs need to know of a network: its layers in forward order, and the shape of every parameter."""
+    _check(model)
+    parameters = {path: tuple(parameter.shape) for path, parameter in model.named_parameters()}
+    return _layers(follow(_scratch(model, training=False), example), batch_size(example), parameters), parameters
+
+
 def _check(model: nn.Module) -> None:
     name = type(model).__name__
     if isinstance(model, torch.jit.ScriptModule):

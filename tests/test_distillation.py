@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from autoprune import recover
+from autoprune import distillation, recover
 from autoprune.distillation import _groups, fine_tune
 from autoprune.errors import UserError
 from autoprune.recover import Context
@@ -40,6 +40,15 @@ def context() -> Context:
     space = trace(model, batches[0][0][:1])
     kept = [np.arange(group.units // 2) for group in space.groups]
     return Context(model, space, kept, Statistics(model, space, batches), batches)
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (6, 5, 4)])
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_the_divergence_is_of_softened_answers_times_the_square(shape: tuple[int, ...], temperature: float) -> None:
+    student, teacher = torch.randn(2, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    wanted, found = ((scores / temperature).softmax(1) for scores in (teacher, student))
+    expected = temperature**2 * (wanted * (wanted / found).log()).sum(1).mean()
+    assert float(distillation.divergence(student, teacher, temperature)) == pytest.approx(float(expected))
 
 
 def divergence(candidate: nn.Module, context: Context) -> float:

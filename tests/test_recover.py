@@ -255,7 +255,7 @@ def test_the_model_is_left_as_it_is_by_every_recovery():
     model = lively(nn.Sequential(nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 3)))
     context = context_of(model, batches((3, 8, 8), dtype=torch.float32))
     before = tensors(model)
-    for name in recover.RECOVERIES:
+    for name in recover.RECOVERIES.keys() - recover.FOR_WEIGHTS:
         find(name)(pruned(context), context)
         assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 

@@ -9,6 +9,7 @@ from math import prod
 
 from autoprune.errors import UserError
 from autoprune.exporters import bins
+from autoprune.exporters.notice import tell
 from autoprune.scheme import Scheme
 from autoprune.space import Group, Layer, SearchSpace, Slice
 
@@ -55,7 +56,7 @@ class Weight:
 
 
 def cuts(scheme: Scheme, space: SearchSpace, tool: str) -> list[Cut]:
-    """The groups that lose something; a scheme of another granularity or another space is refused."""
+    """The groups that lose channels; a scheme of another granularity or another space is refused."""
     if scheme.granularity != "channel":
         raise UserError(
             f"{tool} is told of whole channels here, and the scheme is of granularity {scheme.granularity!r}: "
@@ -129,6 +130,11 @@ def rate(cut: Cut, makers: Sequence[Made], tool: str) -> float:
 
 def weights(scheme: Scheme, space: SearchSpace, tool: str) -> list[Weight]:
     """Every convolution and linear layer in forward order, with the entries of its weight before and after."""
+    if scheme.granularity != "channel":
+        kept = entries(scheme, space)
+        return [
+            Weight(one, prod(space.shapes[p]), kept.get(p, prod(space.shapes[p]))) for p, one in layers(space).items()
+        ]
     gone = _gone(cuts(scheme, space, tool))
     found = []
     for path, layer in layers(space).items():
@@ -136,6 +142,23 @@ def weights(scheme: Scheme, space: SearchSpace, tool: str) -> list[Weight]:
         left = prod(size - gone[path, axis] for axis, size in enumerate(shape))
         found.append(Weight(layer, prod(shape), left))
     return found
+
+
+def entries(scheme: Scheme, space: SearchSpace) -> dict[str, int]:
+    """How many single weights stay in every tensor of the space, for schemes that count those."""
+    space.check(scheme)
+    return {str(group.tensor): kept for group, kept in zip(space.groups, scheme.kept, strict=True)}
+
+
+def block(scheme: Scheme, space: SearchSpace) -> int:
+    """The m of a scheme that keeps n of m neighbours, 1 for any other."""
+    return space.groups[0].units if scheme.granularity == "n:m" else 1
+
+
+def without_pattern(scheme: Scheme, space: SearchSpace, tool: str) -> None:
+    """Warn that a format has shares of weights, but no word for n of m neighbours."""
+    if scheme.granularity == "n:m":
+        tell(f"{tool} knows shares of a layer's weights", [f"n of {block(scheme, space)} neighbours -> n of all"])
 
 
 def inputs(scheme: Scheme, space: SearchSpace, tool: str) -> dict[str, tuple[int, int]]:

@@ -4,6 +4,9 @@
 stand in one pruner under ``group_dependency: Leader``: the first chooses, the others follow. Only convolutions have
 filters here. To remove the zeroed filters add an extension with ``FilterRemover``, which wants to know the
 architecture.
+
+A scheme of single weights is one ``SparsityLevelParameterPruner`` with a level per weight, the removed share of its
+entries, of which Distiller takes the floor.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ import yaml
 from torch import nn
 
 from autoprune.errors import UserError
-from autoprune.exporters.cuts import REMEDY, cuts, made, one_by_one, rate
+from autoprune.exporters.bins import removed
+from autoprune.exporters.cuts import REMEDY, cuts, made, one_by_one, rate, weights, without_pattern
 from autoprune.scheme import Scheme
 from autoprune.space import SearchSpace
 
@@ -23,6 +27,11 @@ TOOL = "Distiller"
 
 def schedule(scheme: Scheme, space: SearchSpace, model: nn.Module | None = None, *, prefix: str = "") -> str:
     """The schedule as YAML; ``prefix`` stands before every name (``module.`` under DataParallel)."""
+    if scheme.granularity != "channel":
+        without_pattern(scheme, space, TOOL)
+        found = [one for one in weights(scheme, space, TOOL) if one.kept < one.entries]
+        levels = {f"{prefix}{one.layer.weight}": removed(one.entries, one.kept) for one in found}
+        return _written({"pruner_0": {"class": "SparsityLevelParameterPruner", "levels": levels}} if levels else {})
     pruners: dict[str, dict[str, Any]] = {}
     for cut in cuts(scheme, space, TOOL):
         makers = made(cut, space, TOOL)
@@ -39,6 +48,11 @@ def schedule(scheme: Scheme, space: SearchSpace, model: nn.Module | None = None,
             pruner["group_dependency"] = "Leader"
         pruner["weights"] = [f"{prefix}{maker.layer.weight}" for maker in makers]
         pruners[f"pruner_{len(pruners)}"] = pruner
+    return _written(pruners)
+
+
+def _written(pruners: dict[str, dict[str, Any]]) -> str:
+    """The file, with a policy that runs every pruner in the first epoch."""
     policies = [{"pruner": {"instance_name": name}, "epochs": [0]} for name in pruners]
     text: str = yaml.safe_dump({"version": 1, "pruners": pruners, "policies": policies}, sort_keys=False, width=120)
     return text

@@ -11,7 +11,7 @@ from __future__ import annotations
 from torch import nn
 
 from autoprune.errors import UserError
-from autoprune.exporters.cuts import weights
+from autoprune.exporters.cuts import weights, without_pattern
 from autoprune.exporters.notice import tell
 from autoprune.scheme import Scheme
 from autoprune.space import SearchSpace
@@ -34,6 +34,7 @@ def levels(
             f"sparsity = {sparsity}, weights_diff = {weights_diff}, num_levels = {num_levels}: give a sparsity "
             "between 0 and 1, at least 1 weight and at least 0 levels"
         )
+    without_pattern(scheme, space, TOOL)
     lines, changes = [], []
     for one in weights(scheme, space, TOOL):
         wanted = one.entries - one.kept

@@ -4,7 +4,8 @@
     write_masks(get_pruned_modules(model), table)
 
 ``ratio`` is the removed share of all weights of convolutions and linear layers: as near as NNCF's own number comes to
-the scheme. The masks say the very channels, so the scheme has to have indices. They are zeros: nothing gets smaller.
+the scheme. The masks say the very channels, so the scheme has to have indices; those of single weights are the zeros of
+the pruned network, which has to be the model. They are zeros: nothing gets smaller.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ TOOL = "NNCF"
 def table(scheme: Scheme, space: SearchSpace, model: nn.Module | None = None) -> dict[str, Any]:
     """``ratio`` of all weights, and per weight its ``shape``, ``ratio`` removed and the ``removed`` entries by axis."""
     known = layers(space)
-    gone = {path: axes for path, axes in removed(scheme, space, TOOL).items() if path in known}
+    gone = {path: axes for path, axes in removed(scheme, space, TOOL, model).items() if path in known}
     found = weights(scheme, space, TOOL)
     masks = {
         one.layer.weight: {

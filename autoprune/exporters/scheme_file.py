@@ -7,6 +7,9 @@ One entry per group holds its name, the modules that lose something, and the cou
                  "kept_channels": 40, "unit": 1, "rate_kept": 0.625, "kept_indices": [0, 3, …]}, …],
      "model": …, "costs": …, "measurement": …, "latency": …, "reward": …, "provenance": …}
 
+Where single weights are removed an entry has ``tensor``, ``original_weights`` and ``kept_weights`` in place of
+channels, and no indices: the network beside it has the zeros. Under n:m its ``unit`` are the blocks of m neighbours.
+
 ``kept_channels`` is the truth, ``rate_kept`` is derived from it for the reader's eye and ignored here.
 ``kept_indices`` are there only if the scheme says which channels stay: channel numbers of the layer that
 produces them, ascending. The sections after the groups are optional and are not needed to read the scheme: which model
@@ -103,8 +106,9 @@ def _entry(scheme: Scheme, space: SearchSpace, position: int) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "name": group.name,
         "members": _members(group),
-        "original_channels": group.width,
-        "kept_channels": count,
+        **({} if group.tensor is None else {"tensor": group.tensor}),
+        f"original_{space.noun}": group.width,
+        f"kept_{space.noun}": count,
         "unit": group.unit,
         "rate_kept": round(count / group.width, 6),
     }
@@ -115,6 +119,8 @@ def _entry(scheme: Scheme, space: SearchSpace, position: int) -> dict[str, Any]:
 
 def _members(group: Group) -> list[dict[str, str]]:
     """Modules and what they do with the channels; "through" only for those that do nothing else."""
+    if group.tensor is not None:
+        return [{"module": module, "role": "entries"} for module in group.members]
     roles: dict[str, list[str]] = {module: [] for module in group.members}
     for piece in group.slices:
         if piece.role not in roles[piece.module]:
@@ -166,7 +172,7 @@ def read(source: str | Path, space: SearchSpace) -> Scheme:
         raise UserError(f"the file's granularity is {granularity!r}, the search space has {space.granularity!r}")
     entries = _by_name(record["groups"], space)
     _refuse_other_widths(entries, space)
-    counts = tuple(_count(entries[group.name], group) for group in space.groups)
+    counts = tuple(_count(entries[group.name], group, space.noun) for group in space.groups)
     indices = None
     if any("kept_indices" in entry for entry in entries.values()):
         indices = tuple(_units(entries[g.name], g, k) for g, k in zip(space.groups, counts, strict=True))
@@ -195,9 +201,9 @@ def _by_name(groups: Sequence[Mapping[str, Any]], space: SearchSpace) -> dict[st
 
 def _refuse_other_widths(entries: Mapping[str, Mapping[str, Any]], space: SearchSpace) -> None:
     differ = [
-        f"group {group.name} has {group.width} channels here, {original} in the file"
+        f"group {group.name} has {group.width} {space.noun} here, {original} in the file"
         for group in space.groups
-        if (original := entries[group.name].get("original_channels", group.width)) != group.width
+        if (original := entries[group.name].get(f"original_{space.noun}", group.width)) != group.width
     ]
     if differ:
         raise UserError(f"the file was made for another model: {_listed(differ)}")
@@ -208,11 +214,25 @@ def _listed(texts: Sequence[str], separator: str = "; ") -> str:
     return separator.join(texts[:SHOWN]) + rest
 
 
-def _count(entry: Mapping[str, Any], group: Group) -> int:
-    count = entry.get("kept_channels")
+def _count(entry: Mapping[str, Any], group: Group, noun: str) -> int:
+    count = entry.get(f"kept_{noun}")
     if type(count) is not int or count < 1:
-        raise UserError(f"group {group.name}: kept_channels = {count!r} is not a whole number of at least 1")
+        raise UserError(f"group {group.name}: kept_{noun} = {count!r} is not a whole number of at least 1")
     return count
+
+
+def tensors(record: Mapping[str, Any]) -> list[str]:
+    """The parameters that lose single weights, by the file; none in a file of channels."""
+    return [entry["tensor"] for entry in record["groups"] if isinstance(entry.get("tensor"), str)]
+
+
+def block(record: Mapping[str, Any]) -> int:
+    """How many neighbours a block has in the file of an n:m scheme: the m of its first group."""
+    for entry in record["groups"]:
+        original, unit = entry.get("original_weights"), entry.get("unit")
+        if type(original) is int and type(unit) is int and 0 < unit < original and not original % unit:
+            return original // unit
+    raise UserError("the scheme file is of granularity n:m and does not say what m is: original_weights and unit do")
 
 
 def _units(entry: Mapping[str, Any], group: Group, count: int) -> tuple[int, ...]:

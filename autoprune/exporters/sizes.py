@@ -1,4 +1,4 @@
-"""A scheme from the sizes of tensors: what a network that somebody else pruned must have kept.
+"""A scheme from the sizes of tensors, or their zeros: what a network that somebody else pruned must have kept.
 
 Every axis of every tensor is an equation: its size in the dense network, less what the groups on it lost, is its size
 now. Most axes belong to one group and settle it; where several share an axis, the others are settled first.
@@ -10,8 +10,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
+from autoprune import masking
 from autoprune.errors import UserError
 from autoprune.paths import existing
 from autoprune.scheme import Scheme
@@ -23,20 +24,34 @@ Axis = tuple[str, int]
 
 def of_network(network: nn.Module, space: SearchSpace) -> Scheme:
     """The counts of a pruned network with the tensors' names of the dense one."""
+    if space.granularity != "channel":
+        return _non_zero(dict(named_tensors(network)), space)
     return of_shapes({path: tuple(tensor.shape) for path, tensor in named_tensors(network)}, space)
 
 
 def of_file(path: str | Path, space: SearchSpace) -> Scheme:
-    """The counts of the network in a ``.safetensors`` file, of which only the shapes are read."""
+    """The counts of the network in a ``.safetensors`` file: its tensors' sizes, or their zeros."""
     from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load_file
 
     file = existing(path)
     try:
+        if space.granularity != "channel":
+            return _non_zero(load_file(file), space)
         with safe_open(file, "np") as stored:
             shapes = {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118 - no dict
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file} cannot be read as safetensors ({error})") from None
     return of_shapes(shapes, space)
+
+
+def _non_zero(tensors: Mapping[str, Tensor], space: SearchSpace) -> Scheme:
+    for group in space.groups:
+        path = str(group.tensor)
+        if path not in tensors or tuple(tensors[path].shape) != tuple(space.shapes[path]):
+            found = f"of shape {tuple(tensors[path].shape)}" if path in tensors else "missing"
+            raise UserError(f"{path} is {found}, where the dense network has {tuple(space.shapes[path])}")
+    return masking.non_zero(tensors, space)
 
 
 def of_shapes(shapes: Mapping[str, Sequence[int]], space: SearchSpace) -> Scheme:

@@ -1,8 +1,8 @@
 """SparseML: a recipe with a ``GMPruningModifier``, whose ``final_sparsity`` maps rates to names of parameters.
 
 The format has shares of single weights, so a layer gets the share of its weights that the scheme removes, of which
-SparseML takes ``round(weights * rate)``. Layers keep their size, and no channel is zeroed as a whole. SparseML ended
-in 2025.
+SparseML takes ``round(weights * rate)``. A scheme of single weights is handed over exactly; of one of channels layers
+keep their size, and no channel is zeroed as a whole. SparseML ended in 2025.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from torch import nn
 
-from autoprune.exporters.cuts import weights
+from autoprune.exporters.cuts import weights, without_pattern
 from autoprune.scheme import Scheme
 from autoprune.space import SearchSpace
 
@@ -33,6 +33,7 @@ _Dumper.add_representer(_Modifier, lambda dumper, data: dumper.represent_mapping
 
 def recipe(scheme: Scheme, space: SearchSpace, model: nn.Module | None = None, *, epochs: float = 10.0) -> str:
     """The recipe as YAML: sparsity rises from 0 to that of the scheme within ``epochs``."""
+    without_pattern(scheme, space, TOOL)
     names: dict[float, list[str]] = defaultdict(list)
     for one in weights(scheme, space, TOOL):
         if one.kept < one.entries:

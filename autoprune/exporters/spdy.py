@@ -11,7 +11,7 @@ from __future__ import annotations
 from torch import nn
 
 from autoprune.errors import UserError
-from autoprune.exporters.cuts import weights
+from autoprune.exporters.cuts import weights, without_pattern
 from autoprune.exporters.notice import tell
 from autoprune.scheme import Scheme
 from autoprune.space import SearchSpace
@@ -48,6 +48,7 @@ def profile(
     for name in skipped:
         if name not in known:
             raise UserError(f"skip = {name!r}: the network has no convolution or linear layer of that name")
+    without_pattern(scheme, space, TOOL)
     lines, changes = [], []
     for name, one in known.items():
         if name in skipped:

@@ -15,6 +15,9 @@ By masks, for every network, from a scheme with kept indices:
 
 This computes exactly what the pruned network does. ``finish(model)`` makes the zeros permanent. Either way tensors
 keep their size: zeros do not make a network faster.
+
+Of a scheme of single weights the numbers are those of ``prune.l1_unstructured``, which are exact, and the masks are the
+zeros of the pruned network, which has to be the model; n of m neighbours are handed over by masks alone.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from autoprune.errors import UserError
-from autoprune.exporters.cuts import alone, cuts
+from autoprune.exporters.cuts import alone, cuts, weights
 from autoprune.exporters.removed import Removed, mask, removed
 from autoprune.forward import Example, call, evaluating, outputs
 from autoprune.scheme import Scheme
@@ -40,7 +43,15 @@ BY_MASKS = "hand over the masks (torch_prune_masks)"
 
 
 def amounts(scheme: Scheme, space: SearchSpace, model: nn.Module | None = None) -> dict[str, dict[str, Any]]:
-    """By layer: the arguments of ``prune.ln_structured``, with the number of filters to zero."""
+    """By layer: the arguments of ``prune.ln_structured``, with the number of filters to zero.
+
+    Of single weights those of ``prune.l1_unstructured``.
+    """
+    if scheme.granularity == "n:m":
+        raise UserError(f"{TOOL} has no n of m neighbours; {BY_MASKS}")
+    if scheme.granularity == "weight":
+        changed = [one for one in weights(scheme, space, TOOL) if one.kept < one.entries]
+        return {one.layer.name: {"name": "weight", "amount": one.entries - one.kept} for one in changed}
     axes = {piece.path: piece.axis for group in space.groups for piece in group.slices if piece.role == "out"}
     wanted = {}
     for cut in cuts(scheme, space, TOOL):
@@ -52,7 +63,7 @@ def amounts(scheme: Scheme, space: SearchSpace, model: nn.Module | None = None) 
 
 def masks(scheme: Scheme, space: SearchSpace, model: nn.Module | None = None) -> Removed:
     """The entries of every parameter that :func:`apply` is to zero, see :mod:`autoprune.exporters.removed`."""
-    return removed(scheme, space, TOOL)
+    return removed(scheme, space, TOOL, model)
 
 
 def apply(model: nn.Module, masks: Removed) -> nn.Module:
@@ -87,6 +98,12 @@ def check_amounts(scheme: Scheme, space: SearchSpace, model: nn.Module, example:
     candidate = copy.deepcopy(model)
     for name, how in amounts(scheme, space).items():
         module = candidate.get_submodule(name)
+        if "dim" not in how:
+            prune.l1_unstructured(module, **how)
+            gone = int((module.get_buffer("weight_mask") == 0).sum())
+            if gone != how["amount"]:
+                raise UserError(f"{TOOL} zeroes {gone} weights of {name}, the scheme asks for {how['amount']}")
+            continue
         prune.ln_structured(module, **how)
         rows = zeros(module.weight_mask, how["dim"])  # type: ignore[arg-type]
         if rows != how["amount"]:
@@ -94,10 +111,13 @@ def check_amounts(scheme: Scheme, space: SearchSpace, model: nn.Module, example:
 
 
 def check_masks(scheme: Scheme, space: SearchSpace, model: nn.Module, example: Example) -> None:
-    """Mask a copy of ``model`` and refuse if it does not compute what the pruned network does, up to rounding."""
-    masked = apply(copy.deepcopy(model), masks(scheme, space))
+    """Mask a copy of ``model`` and refuse if it does not compute what the pruned network does, up to rounding.
+
+    Of single weights the model is the pruned network, and masking it must change nothing.
+    """
+    masked = apply(copy.deepcopy(model), masks(scheme, space, model))
     kept = [torch.tensor(units, dtype=torch.int64).numpy() for units in scheme.indices or ()]
-    pruned = sliced(model, space, kept)
+    pruned = sliced(model, space, kept) if scheme.granularity == "channel" else model
     answers = []
     for network in (masked, pruned):
         with torch.no_grad(), evaluating(network):
