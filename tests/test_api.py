@@ -74,6 +74,7 @@ def test_the_folder_holds_the_run_whole(search, digits):
         "history.csv",
         "scheme.json",
         "pruned.safetensors",
+        "report.html",
         "widths.svg",
         "summary.json",
     }

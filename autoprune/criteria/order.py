@@ -11,4 +11,4 @@ from autoprune.statistics import Statistics
 
 def first(group: Group, model: nn.Module, statistics: Statistics) -> Tensor:
     """Falling from unit to unit, whatever they do."""
-    return -torch.arange(group.units, dtype=torch.double)
+    return torch.arange(group.units, 0, -1, dtype=torch.double)
