@@ -1,0 +1,138 @@
+"""``autoprune sparsify``: single weights of a network become zero."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+import typer
+
+from autoprune import arguments
+from autoprune.options import (
+    Classes,
+    Data,
+    DataSeed,
+    Debug,
+    Device,
+    InputSize,
+    Json,
+    Mean,
+    Model,
+    Root,
+    Std,
+    Validation,
+    Weights,
+)
+from autoprune.recipes import METHODS
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+IMAGES = 1024
+NUMBERS = ("round", "level", "epoch", "loss", "best")  # what a method may tell that people like to see
+
+
+def sparsify(
+    sparsity: Annotated[str, typer.Option(help="the share of weights to remove: 90% or 0.9")],
+    method: Annotated[str, typer.Option(help=f"{', '.join(METHODS)} or package.module:function")] = "unipts",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="an option of the method: KEY=VALUE; repeatable")
+    ] = None,
+    rates: Annotated[
+        Path | None, typer.Option(help="shares to remove layer by layer: scheme.json, JSON or CSV")
+    ] = None,
+    model: Model = "autoprune:digits",
+    data: Data = None,
+    weights: Weights = None,
+    num_classes: Classes = None,
+    include: Annotated[list[str] | None, typer.Option(help="only layers that match this glob; repeatable")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="never layers that match this glob; repeatable")] = None,
+    images: Annotated[
+        int | None, typer.Option(help="training images for calibration [1024, 512 of the digits]")
+    ] = None,
+    validation: Validation = None,
+    data_seed: DataSeed = 0,
+    mean: Mean = None,
+    std: Std = None,
+    input_size: InputSize = None,
+    seed: Annotated[int, typer.Option(help="same seed, same network")] = 0,
+    device: Device = "cpu",
+    run: Annotated[str | None, typer.Option(help="name of the run; an old name continues it")] = None,
+    root: Root = "runs",
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Set a share of a network's single weights to zero, so that accuracy falls as little as possible.
+
+    The same command with the same --run goes on where it was stopped.
+
+    Example: autoprune sparsify --sparsity 90% --method unipts --set epochs=30 --run sparse
+    """
+    from rich.console import Console
+
+    from autoprune import recipes, report, sparsify
+
+    console = Console(stderr=as_json)
+    share = arguments.read_sparsity(sparsity)
+    found = recipes.find(method)
+    options = recipes.read(found, arguments.read_pairs(settings))
+    network = arguments.make_network(model, weights, num_classes, Path(root), console).to(device)
+    wanted = images or (None if model == "autoprune:digits" and data is None else IMAGES)
+    splits = arguments.load_data(data, model, wanted, validation, data_seed, mean, std, input_size)
+    example = splits.calibration[0][0][:1]
+    layers = sparsify.weights(network, example, include or ("*",), exclude or ())
+    with Bar(console) as bar:
+        result = sparsify.sparsify(
+            network,
+            splits.calibration,
+            sparsity=share,
+            method=method,
+            options=options,
+            rates=None if rates is None else sparsify.read_rates(rates, layers),
+            train=splits.train,
+            validation=splits.validation,
+            test=splits.test,
+            include=include or ("*",),
+            exclude=exclude or (),
+            seed=seed,
+            run=run,
+            root=root,
+            name=model,
+            source=arguments.source(model, weights, num_classes, example, include, exclude, None, None, None, None),
+            tell=bar.tell,
+        )
+    if as_json:
+        print(json.dumps({"folder": str(result.folder), **result.summary}))
+        return
+    console.print(report.comparison(result.summary["rows"]))
+    console.print(
+        f"{result.summary['sparsity']:.2%} of {sum(result.summary['widths'])} weights are zero; {result.folder}/ has "
+        "scheme.json and pruned.safetensors"
+    )
+
+
+class Bar:
+    """One live line for whatever a method tells: how far it is, where it says so, and its numbers."""
+
+    def __init__(self, console: Console) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
+        self._task = self._bar.add_task("sparsifying", total=None)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def tell(self, facts: Mapping[str, Any]) -> None:
+        """Take one record."""
+        done, of = facts.get("done", facts.get("epoch")), facts.get("of", facts.get("epochs"))
+        shown = [f"{key} {facts[key]:.4g}" for key in NUMBERS if isinstance(facts.get(key), int | float)]
+        stage = str(facts.get("stage", facts.get("method", "sparsifying")))
+        self._bar.update(self._task, description=" ".join([stage, *shown]), completed=done or 0, total=of)
