@@ -11,7 +11,7 @@ from autoprune import chart
 from autoprune.cost import LABELS, amount
 from autoprune.difference import Difference, Row
 from autoprune.errors import UserError
-from autoprune.run import FRONT, SCHEME, Run, read_json
+from autoprune.run import FRONT, SCHEME, SUMMARY, Run, read_json
 
 NAMES = {
     "dense": "dense",
@@ -28,6 +28,8 @@ class Facts:
     def __init__(self, run: Run) -> None:
         if "rows" not in run.summary:
             raise UserError(f"run {run.name} has no result yet: let it finish first")
+        if "found" not in run.summary["rows"]:
+            raise UserError(f"run {run.name} is no search, and a report is about one: its {SUMMARY} has the comparison")
         self.run = run
         self.name = run.name
         self.summary, self.config = run.summary, run.config
