@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from autoprune import criteria, data, models, outcome, recover
+from autoprune import criteria, data, masking, models, outcome, recover, settings, slicing
 from autoprune import reward as rewards
 from autoprune.budget import Budget
 from autoprune.cost import Cost, account, costs
 from autoprune.criteria import Criterion
 from autoprune.errors import UserError
-from autoprune.evaluate import CRITERION, RECOVERY, Evaluate, Evaluator
+from autoprune.evaluate import Evaluate, Evaluator, usual
 from autoprune.exporters import scheme_file
 from autoprune.finalists import LATENCY
 from autoprune.forward import Example, evaluating, first_call, logits, to
@@ -44,11 +44,11 @@ from autoprune.pool import Workers
 from autoprune.problem import Problem
 from autoprune.pruned import save_pruned
 from autoprune.recover import Recovery
+from autoprune.references import stable_name
 from autoprune.reward import Reward
 from autoprune.run import ROOT, Run, make_folder
 from autoprune.scheme import Scheme
 from autoprune.searchers import Searcher
-from autoprune.slicing import check_removed, choose, prune
 from autoprune.space import SearchSpace
 from autoprune.statistics import Statistics
 from autoprune.tensorboard import Listener, check_installed
@@ -60,11 +60,33 @@ SEARCHER, WITH_OBJECTIVES = "auto", "optuna"  # whoever says nothing gets this
 TRIALS = 100
 SAMPLES = 17  # counts of a group at which a cost function of the caller is sampled
 
+Space = Callable[[nn.Module, Example], SearchSpace]
+SPACES: Mapping[str, str] = {
+    "traced": "autoprune.search_spaces.traced:trace",
+    "weights": "autoprune.search_spaces.weights:define",
+}
+"""Search spaces by name: where the function ``(model, example) -> SearchSpace`` is."""
+SPACE = settings.Kind("search_space", positions=2)
+
 
 def trace(model: nn.Module, example: Example, **options: Any) -> SearchSpace:
     """The search space of any network; see :func:`autoprune.search_spaces.traced.trace`."""
     space: SearchSpace = resolve_name("autoprune.search_spaces.traced:trace")(model, example, **options)
     return space
+
+
+def define_space(space: str | Space, model: nn.Module, example: Example) -> SearchSpace:
+    """The search space that a function makes of the network, given as itself or by name.
+
+    ``space`` may be "traced", "weights" (single weights, :mod:`autoprune.search_spaces.weights`),
+    ``package.module:function`` or a name that an installed package announces, with options as in
+    ``"weights,pattern=2:4"``.
+    """
+    chosen = settings.named(space, SPACE, SPACES) if isinstance(space, str) else space
+    made = chosen(model, example)
+    if not isinstance(made, SearchSpace):
+        raise UserError(f"search space {stable_name(space)} is a {type(made).__name__}, not a SearchSpace")
+    return made
 
 
 def usual_searcher(objectives: str | Sequence[str | Reward] = ()) -> str:
@@ -79,13 +101,13 @@ def problem(
     validation: Any,
     *,
     budget: str | Sequence[str] | Budget,
-    criterion: str | Criterion = CRITERION,
-    recovery: str | Recovery = RECOVERY,
+    criterion: str | Criterion | None = None,
+    recovery: str | Recovery | None = None,
     reward: str | Reward = rewards.DEFAULT,
     evaluate: Evaluate | None = None,
     test: Any = None,
     device: str = "cpu",
-    space: SearchSpace | None = None,
+    space: SearchSpace | Space | str | None = None,
     costs: Mapping[str, Cost] | None = None,
     also: Sequence[str] = (),
     latency: Source = None,
@@ -114,7 +136,7 @@ def problem(
     classes = None if evaluate is not None else _classes(model, example)
     calibration = data.batches(calibration, "calibration", classes, labels=evaluate is None)
     validation = data.batches(validation, "validation", classes, labels=evaluate is None)
-    space = trace(model, example) if space is None else space
+    space = space if isinstance(space, SearchSpace) else define_space(space or "traced", model, example)
     if not len(space):
         reasons = "; ".join(f"{left.name}: {left.reason}" for left in space.left_out[:3])
         raise UserError(f"nothing in this network can be pruned ({reasons}); see `autoprune groups`")
@@ -126,6 +148,11 @@ def problem(
     meter = None if conditions is None else here(conditions, example)
     if latency is not None and LATENCY not in own:
         wanted.append(LATENCY)
+    if wanted and space.granularity != "channel":
+        raise UserError(
+            f"{' and '.join(wanted)}: zeros among a network's weights make it neither faster nor smaller while it "
+            "runs, so there is nothing to predict; cap weights, params, macs, bitmask or csr"
+        )
     if wanted:
         operations = record(model, example, space, batch_of(latency, conditions))
         own |= {"memory": PeakMemory.of(operations)} if "memory" in wanted else {}
@@ -189,6 +216,7 @@ def search(
     objectives: str | Sequence[str | Reward] = (),
     finish: str | Finish | None = None,
     polish: str | None = None,
+    race: float | None = None,
     run: str | None = None,
     root: Path | str = ROOT,
     ledger: Path | str | None = None,
@@ -208,12 +236,12 @@ def search(
     reward has its own bound with ``functools.partial``. ``evaluate(model) -> {name: number}`` replaces the
     classification measures; without a ``loss`` among its answers a ``reward`` has to be chosen. ``test``, if given
     (data such as the others, or a function that returns it), is looked at once, at the end. ``device`` is where it
-    is computed, ``space`` a search space of one's own. ``costs`` are further cost functions by name, such as a table
-    of latencies, ``Scheme -> float``: the same number for the same scheme, never less when more is kept; budgets and
-    rewards may then speak of them (``"latency=70%"``). With ``tune`` (training data such as the others, with class
-    labels, apart from both) every candidate is trained on it for ``tune_steps`` steps at the learning rate ``tune_lr``
-    before it is measured, see :class:`autoprune.tuning.Tuning`. ``name`` and ``source`` (how to load the network
-    again) are written down.
+    is computed, ``space`` a search space of one's own, see :func:`define_space`. ``costs`` are further cost functions
+    by name, such as a table of latencies, ``Scheme -> float``: the same number for the same scheme, never less when
+    more is kept; budgets and rewards may then speak of them (``"latency=70%"``). With ``tune`` (training data such as
+    the others, with class labels, apart from both) every candidate is trained on it for ``tune_steps`` steps at the
+    learning rate ``tune_lr`` before it is measured, see :class:`autoprune.tuning.Tuning`. ``name`` and ``source`` (how
+    to load the network again) are written down.
 
     Once the budget, the reward or ``also`` (names of costs) speaks of "memory" (peak activation bytes) or "latency"
     (milliseconds), these are costs as well. ``latency`` is a table (:mod:`autoprune.latency`), the path of one, or
@@ -230,6 +258,9 @@ def search(
     ``polish`` names a repair for the answer alone, more thorough than that of candidates
     (``"sequential,images=2048"``). The polished network is a further row, and it is what is saved if its validation
     loss is lower.
+
+    With ``race``, such as 0.01, a candidate is stopped when a paired test on the validation batches says that it cannot
+    beat the best scheme before it; that is the probability of stopping a better one, see :mod:`autoprune.race`.
 
     ``finish``, a function or ``package.module:function``, is called with the answer's network once the search is over
     and written down, and trains it at length, in place or returning a network of the same widths. That one is measured
@@ -262,6 +293,7 @@ def search(
             objectives=objectives,
             finish=finish,
             polish=polish,
+            race=race,
             run=run,
             root=root,
             ledger=ledger,
@@ -278,22 +310,28 @@ def apply(
     folder: Path | str,
     *,
     calibration: Any = None,
-    criterion: str | Criterion = CRITERION,
-    recovery: str | Recovery = RECOVERY,
+    criterion: str | Criterion | None = None,
+    recovery: str | Recovery | None = None,
 ) -> Run:
     """Prune ``model`` by ``scheme`` and save the network and its scheme in ``folder``.
 
     The scheme's own indices say which channels stay, else ``criterion`` does; ``recovery`` repairs the
-    network. ``calibration`` may be missing where neither needs data. The run that comes back has the
-    network, the scheme with its indices and, in its summary, the costs.
+    network. Those of a search are the default. ``calibration`` may be missing where neither needs data. The run that
+    comes back has the network, the scheme with its indices and, in its summary, the costs.
     """
     batches = [] if calibration is None else data.batches(calibration, "calibration", labels=False)
     statistics = Statistics(model, space, batches)
-    scores = [] if scheme.indices is not None else criteria.scores(criteria.find(criterion), model, statistics)
-    kept = choose(space, scheme, scores)
-    candidate = prune(model, space, kept)
-    check_removed(candidate, space, scheme)
-    recover.find(recovery)(candidate, recover.Context(model, space, kept, statistics, batches))
+    usual_recovery, usual_criterion = usual(space.granularity)
+    repair = recover.find(usual_recovery if recovery is None else recovery, space.granularity)
+    judge = criteria.find(usual_criterion if criterion is None else criterion, space.granularity)
+    scores = [] if scheme.indices is not None else criteria.scores(judge, model, statistics)
+    cutting = slicing if space.granularity == "channel" else masking
+    kept: Any = cutting.choose(space, scheme, scores)
+    candidate = cutting.prune(model, space, kept)
+    cutting.check_removed(candidate, space, scheme)
+    repair(candidate, recover.Context(model, space, kept, statistics, batches))
+    if space.granularity != "channel":  # a repair may bring weights back
+        masking.check_removed(candidate, space, scheme)
     absolute, fractions = account(scheme, space, costs(space))
     exact = outcome.with_indices(scheme, kept)
     folder = make_folder(Path(folder).parent, Path(folder).name)

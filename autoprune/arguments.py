@@ -403,15 +403,15 @@ def find_origin(
     family = spec.partition(":")[0]
     if model is None and family not in ("autoprune", "torchvision", "timm") and not allow_code:
         raise UserError(f"run {run.name} names {spec!r}, which is code: say --allow-code to import it, or give --model")
+    found_by = known.get("space")
+    if found_by is not None and ":" in found_by.partition(",")[0] and not allow_code:
+        raise UserError(f"run {run.name} names the space {found_by!r}, which is code: say --allow-code to import it")
     network = make_network(
         spec, weights or known.get("weights"), num_classes or known.get("num_classes"), run.folder.parent, None
     )
     tell_weights(path, network)
     shape = shape or "x".join(str(n) for n in known.get("input", [])) or None
     named = [known.get(key) for key in ("include", "exclude", "round_to", "rates", "tie")]
-    found_by = known.get("space")
-    if found_by is not None and ":" in found_by.partition(",")[0] and not allow_code:
-        raise UserError(f"run {run.name} names the space {found_by!r}, which is code: say --allow-code to import it")
     example = make_example(spec, shape)
     return path, network, make_space(network, example, *named, found_by=found_by), example
 

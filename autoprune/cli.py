@@ -6,11 +6,11 @@ import json
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from autoprune import arguments, latency_commands
+from autoprune import arguments, evaluate_commands, latency_commands, sparsify_commands, train_commands
 from autoprune.errors import UserError
 from autoprune.exporters import EXPORTERS, GRAPHS
 from autoprune.options import (
@@ -28,23 +28,28 @@ from autoprune.options import (
     Device,
     Dtype,
     Exclude,
+    FoundBy,
     Gpus,
+    Granularity,
     Include,
     Input,
     InputSize,
     Json,
     LatencyFunction,
     LatencyTable,
+    Levels,
     Mean,
     MemoryFormat,
     Model,
     NumWorkers,
     OwnCosts,
+    Pattern,
     Rates,
     RayAddress,
     Recovery,
     Root,
     RoundTo,
+    Sparsity,
     Std,
     Strict,
     Threads,
@@ -77,6 +82,9 @@ def search(
         typer.Option(help="cap on what is kept: macs=50%, macs=63M, params=1.2M, latency=8ms, memory=24MiB [macs=50%]"),
     ] = None,
     weights: Weights = None,
+    weights_from: Annotated[
+        str | None, typer.Option(help="folder of `autoprune train`, to read every candidate's weights off")
+    ] = None,
     num_classes: Classes = None,
     calibration: Calibration = None,
     validation: Validation = None,
@@ -91,8 +99,8 @@ def search(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="an option of the searcher: KEY=VALUE; repeatable")
     ] = None,
-    criterion: Criterion = "obs",
-    recovery: Recovery = "least_squares+recalibrate_bn",
+    criterion: Criterion = None,
+    recovery: Recovery = None,
     reward: Annotated[
         str,
         typer.Option(
@@ -133,6 +141,11 @@ def search(
     round_to: RoundTo = None,
     rates: Rates = None,
     tie: Tie = None,
+    found_by: FoundBy = None,
+    granularity: Granularity = None,
+    pattern: Pattern = None,
+    levels: Levels = None,
+    sparsity: Sparsity = None,
     start: Annotated[list[str] | None, typer.Option(help="scheme file to start from; repeatable")] = None,
     objectives: Annotated[
         str | None,
@@ -150,6 +163,10 @@ def search(
     ] = 2048,
     polish: Annotated[
         str | None, typer.Option(help="a more thorough repair for the answer alone, such as sequential,images=2048")
+    ] = None,
+    race: Annotated[
+        float | None,
+        typer.Option(help="stop candidates that cannot win; the probability of stopping a better one, such as 0.01"),
     ] = None,
     finish: Annotated[
         str | None, typer.Option(help="package.module:function that trains the answer at the end: function(model)")
@@ -178,15 +195,18 @@ def search(
     chosen = arguments.read_settings(searcher, settings)
     asked = Workers(workers, ray_address, cpus_per_worker, gpus_per_worker, candidate_timeout)
     scored = arguments.make_reward(reward, reward_settings)
-    data = data or arguments.default_data(model)
-    images = arguments.image_counts(data, calibration, validation)
     network = arguments.make_network(model, weights, num_classes, Path(root), console)
-    splits = arguments.load_splits(data, images, data_seed, mean, std, input_size)
+    splits = arguments.load_data(data, model, calibration, validation, data_seed, mean, std, input_size)
     tuning = arguments.make_tuning(splits, tune_steps, tune_lr, tune_images)
     example = splits.validation[0][0][:1]
-    space = arguments.make_space(network, example, include, exclude, round_to, rates, tie)
+    found_by = arguments.find_space(found_by, granularity, pattern, levels)
+    space = arguments.make_space(network, example, include, exclude, round_to, rates, tie, found_by=found_by)
+    cut: dict[str, Any] = {"criterion": criterion, "recovery": recovery}
+    if weights_from is not None:
+        network, cut = arguments.read_off(weights_from, network, space, criterion, recovery)
+        weights = arguments.dense_weights(weights_from)
     timed = arguments.make_timing(
-        device, latency_table, latency_function, strict, cost, batch_size=batch_size, threads=threads, dtype=dtype,
+        device, latency_table, latency_function, strict, cost, batch=batch_size, threads=threads, dtype=dtype,
         memory_format=memory_format, backend=backend,
     )  # fmt: skip
     watch = Watch(console, trials, quiet or as_json)
@@ -196,11 +216,10 @@ def search(
             example,
             splits.calibration,
             splits.validation,
-            budget=budget or ["macs=50%"],
+            budget=arguments.make_caps(budget, sparsity, space),
             searcher=searcher,
             options=chosen,
-            criterion=criterion,
-            recovery=recovery,
+            **cut,
             reward=scored,
             test=splits.test,
             trials=trials,
@@ -214,6 +233,7 @@ def search(
             objectives=objectives or (),
             finish=finish,
             polish=polish,
+            race=race,
             **tuning,
             **timed,
             also=(objectives or "", *(reward_settings or ())),
@@ -225,7 +245,9 @@ def search(
             listener=watch,
             tensorboard=tensorboard,
             workers=asked,
-            source=arguments.source(model, weights, num_classes, example, include, exclude, round_to, rates, tie),
+            source=arguments.source(
+                model, weights, num_classes, example, include, exclude, round_to, rates, tie, found_by
+            ),
         )
     finally:
         watch.close()
@@ -256,8 +278,8 @@ def compare(
     mean: Mean = None,
     std: Std = None,
     input_size: InputSize = None,
-    criterion: Criterion = "obs",
-    recovery: Recovery = "least_squares+recalibrate_bn",
+    criterion: Criterion = None,
+    recovery: Recovery = None,
     reward: Annotated[str, typer.Option(help="as for search")] = "neg_loss",
     reward_settings: Annotated[
         list[str] | None, typer.Option("--reward-set", help="an option of the reward: KEY=VALUE; repeatable")
@@ -289,6 +311,11 @@ def compare(
     round_to: RoundTo = None,
     rates: Rates = None,
     tie: Tie = None,
+    found_by: FoundBy = None,
+    granularity: Granularity = None,
+    pattern: Pattern = None,
+    levels: Levels = None,
+    sparsity: Sparsity = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -304,15 +331,14 @@ def compare(
 
     console = Console(stderr=as_json)
     asked = Workers(workers, ray_address, cpus_per_worker, gpus_per_worker, candidate_timeout)
-    data = data or arguments.default_data(model)
-    images = arguments.image_counts(data, calibration, validation)
     scored = arguments.make_reward(reward, reward_settings)
     network = arguments.make_network(model, weights, num_classes, Path(root), console)
-    splits = arguments.load_splits(data, images, data_seed, mean, std, input_size)
+    splits = arguments.load_data(data, model, calibration, validation, data_seed, mean, std, input_size)
     example = splits.validation[0][0][:1]
-    space = arguments.make_space(network, example, include, exclude, round_to, rates, tie)
+    found_by = arguments.find_space(found_by, granularity, pattern, levels)
+    space = arguments.make_space(network, example, include, exclude, round_to, rates, tie, found_by=found_by)
     timed = arguments.make_timing(
-        device, latency_table, latency_function, strict, cost, batch_size=batch_size, threads=threads, dtype=dtype,
+        device, latency_table, latency_function, strict, cost, batch=batch_size, threads=threads, dtype=dtype,
         memory_format=memory_format, backend=backend,
     )  # fmt: skip
     problem = api.problem(
@@ -320,7 +346,7 @@ def compare(
         example,
         splits.calibration,
         splits.validation,
-        budget=budget or ["macs=50%"],
+        budget=arguments.make_caps(budget, sparsity, space),
         criterion=criterion,
         recovery=recovery,
         reward=scored,
@@ -331,7 +357,7 @@ def compare(
         **timed,
         also=tuple(reward_settings or ()),
         tables=root,
-        source=arguments.source(model, weights, num_classes, example, include, exclude, round_to, rates, tie),
+        source=arguments.source(model, weights, num_classes, example, include, exclude, round_to, rates, tie, found_by),
     )
     with problem.pool(asked) as pool:
         found = side_by_side.compare(
@@ -367,8 +393,8 @@ def sensitivity(
     mean: Mean = None,
     std: Std = None,
     input_size: InputSize = None,
-    criterion: Criterion = "obs",
-    recovery: Recovery = "least_squares+recalibrate_bn",
+    criterion: Criterion = None,
+    recovery: Recovery = None,
     reward: Annotated[str, typer.Option(help="as for search")] = "neg_loss",
     reward_settings: Annotated[
         list[str] | None, typer.Option("--reward-set", help="an option of the reward: KEY=VALUE; repeatable")
@@ -389,6 +415,10 @@ def sensitivity(
     round_to: RoundTo = None,
     rates: Rates = None,
     tie: Tie = None,
+    found_by: FoundBy = None,
+    granularity: Granularity = None,
+    pattern: Pattern = None,
+    levels: Levels = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -405,13 +435,12 @@ def sensitivity(
 
     console = Console(stderr=as_json)
     asked = Workers(workers, ray_address, cpus_per_worker, gpus_per_worker, candidate_timeout)
-    data = data or arguments.default_data(model)
-    images = arguments.image_counts(data, calibration, validation)
     scored = arguments.make_reward(reward, reward_settings)
     network = arguments.make_network(model, weights, num_classes, Path(root), console)
-    splits = arguments.load_splits(data, images, data_seed, mean, std, input_size)
+    splits = arguments.load_data(data, model, calibration, validation, data_seed, mean, std, input_size)
     example = splits.validation[0][0][:1]
-    space = arguments.make_space(network, example, include, exclude, round_to, rates, tie)
+    found_by = arguments.find_space(found_by, granularity, pattern, levels)
+    space = arguments.make_space(network, example, include, exclude, round_to, rates, tie, found_by=found_by)
     problem = api.problem(
         network,
         example,
@@ -465,8 +494,8 @@ def proxy_check(
     mean: Mean = None,
     std: Std = None,
     input_size: InputSize = None,
-    criterion: Criterion = "obs",
-    recovery: Recovery = "least_squares+recalibrate_bn",
+    criterion: Criterion = None,
+    recovery: Recovery = None,
     device: Device = "cpu",
     root: Root = "runs",
     as_json: Json = False,
@@ -485,10 +514,8 @@ def proxy_check(
     from autoprune.run import make_folder
 
     console = Console(stderr=as_json)
-    data = data or arguments.default_data(model)
-    images = arguments.image_counts(data, calibration, validation)
     network = arguments.make_network(model, weights, num_classes, Path(root), console)
-    splits = arguments.load_splits(data, images, data_seed, mean, std, input_size)
+    splits = arguments.load_data(data, model, calibration, validation, data_seed, mean, std, input_size)
     train, held_out = arguments.split_training(splits, train_images)
     problem = api.problem(
         network, splits.validation[0][0][:1], splits.calibration, splits.validation, budget=budget or ["macs=50%"],
@@ -516,6 +543,10 @@ def groups(
     round_to: RoundTo = None,
     rates: Rates = None,
     tie: Tie = None,
+    found_by: FoundBy = None,
+    granularity: Granularity = None,
+    pattern: Pattern = None,
+    levels: Levels = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -529,7 +560,9 @@ def groups(
 
     console = Console()
     network = arguments.make_network(model, weights, num_classes, None, console)
-    space = arguments.make_space(network, arguments.make_example(model, input), include, exclude, round_to, rates, tie)
+    example = arguments.make_example(model, input)
+    found_by = arguments.find_space(found_by, granularity, pattern, levels)
+    space = arguments.make_space(network, example, include, exclude, round_to, rates, tie, found_by=found_by)
     if as_json:
         print(
             json.dumps(
@@ -576,6 +609,10 @@ def apply(
     round_to: RoundTo = None,
     rates: Rates = None,
     tie: Tie = None,
+    found_by: FoundBy = None,
+    granularity: Granularity = None,
+    pattern: Pattern = None,
+    levels: Levels = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -588,10 +625,11 @@ def apply(
     network = arguments.make_network(model, weights, num_classes, None, None)
     batches = []
     if data:
-        images = arguments.image_counts(data, calibration, 1)
-        batches = arguments.load_splits(data, images, data_seed, mean, std, input_size).calibration
+        splits = arguments.load_data(data, model, calibration, 1, data_seed, mean, std, input_size)
+        batches = splits.calibration
     example = batches[0][0][:1] if batches else arguments.make_example(model, input)
-    space = arguments.make_space(network, example, include, exclude, round_to, rates, tie)
+    found_by = arguments.find_space(found_by, granularity, pattern, levels) or arguments.space_of(scheme)
+    space = arguments.make_space(network, example, include, exclude, round_to, rates, tie, found_by=found_by)
     wanted = arguments.read_scheme(str(scheme), space)
     done = api.apply(
         network,
@@ -599,8 +637,8 @@ def apply(
         wanted,
         out,
         calibration=batches or None,
-        criterion=criterion or ("obs" if batches else "l2"),
-        recovery=recovery or ("least_squares+recalibrate_bn" if batches else "none"),
+        criterion=criterion or (None if batches or space.granularity != "channel" else "l2"),
+        recovery=recovery or (None if batches else "none"),
     )
     if as_json:
         print(json.dumps({"folder": str(done.folder), **done.summary}))
@@ -632,6 +670,7 @@ def export(
     Example: autoprune export my-run --to csv
     """
     from autoprune import exporters
+    from autoprune.pruned import TENSORS
 
     if to in GRAPHS:
         if out is None or point is not None:
@@ -645,12 +684,19 @@ def export(
     exporter = arguments.make_exporter(to, settings)
     path, network, space, example = arguments.find_origin(source, model, weights, num_classes, input, allow_code)
     scheme = arguments.read_scheme(str(path), space) if point is None else arguments.read_point(source, point, space)
+    if scheme.granularity != "channel" and (path.parent / TENSORS).is_file():
+        network = arguments.pruned_network(path, network)  # masks of single weights are its zeros
     text = exporters.text(exporter, scheme, space, network)
     exporters.check(to, scheme, space, network, example)
     if out is None:
         print(text, end="" if text.endswith("\n") else "\n")
     else:
         print(exporters.write_text(text, out, force=force))
+
+
+app.command()(evaluate_commands.evaluate)
+app.command()(sparsify_commands.sparsify)
+app.command()(train_commands.train)
 
 
 @app.command()
@@ -730,9 +776,8 @@ def finetune(
     )  # fmt: skip
     _, network, _, _ = arguments.find_origin(run, model, weights, num_classes, None, allow_code)
     found = Run.open(run)
-    data = data or arguments.default_data(model or found.config["source"]["model"])
-    images = arguments.image_counts(data, calibration, validation)
-    splits = arguments.load_splits(data, images, data_seed, mean, std, input_size)
+    named = model or found.config["source"]["model"]
+    splits = arguments.load_data(data, named, calibration, validation, data_seed, mean, std, input_size)
     result = finish(
         network.to(device), found.folder, splits, out or found.folder / "finetuned", recipe,
         tell=lambda facts: console.print(report.epoch(facts, epochs)),
@@ -744,6 +789,25 @@ def finetune(
     console.print(
         f"{result['folder']}/ has pruned.safetensors of epoch {result['best']}, the best on validation images"
     )
+
+
+@app.command("report")
+def report_(
+    runs: Annotated[list[str], typer.Argument(help="folders or names of runs; several are compared")],
+    out: Annotated[Path | None, typer.Option(help="file to write [report.html in the run, here for several]")] = None,
+    debug: Debug = False,
+) -> None:
+    """Draw runs as a page that opens in any browser, without a network.
+
+    Example: autoprune report my-run other-run --out both.html
+    """
+    from autoprune import page
+    from autoprune.run import Run
+
+    found = [Run.open(run) for run in runs]
+    path = out or (found[0].folder if len(found) == 1 else Path()) / page.REPORT
+    path.write_text(page.render(found), encoding="utf-8")
+    print(path)
 
 
 @app.command()
@@ -781,6 +845,8 @@ def show(
         return
     console.print(report.comparison(summary["rows"]))
     console.print(report.narrowed(found.config["groups"], summary["widths"], summary["kept"]))
+    if kind == "sparsity":
+        return
     if "latency" in summary:
         console.print(report.verdict(summary["latency"]))
     request = found.config["request"]
@@ -846,9 +912,10 @@ def _tell_result(console: Console, result: Run, tensorboard: bool) -> None:
         console.print(report.front(summary["front"], result.front()))
     console.print(f"\n{result.folder}/ has scheme.json, pruned.safetensors, widths.svg and every measurement")
     curves = f"   tensorboard --logdir {result.folder}" if tensorboard else ""
+    tool = "torch_pruning" if result.scheme is None or result.scheme.granularity == "channel" else "torch_prune_masks"
     point = " --point 0" if result.config["request"]["objectives"] else ""
     console.print(
-        f"next: autoprune show {result.folder}   autoprune export {result.folder} --to torch_pruning{point}{curves}",
+        f"next: autoprune show {result.folder}   autoprune export {result.folder} --to {tool}{point}{curves}",
         soft_wrap=True,
     )
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import fields, replace
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -19,17 +19,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autoprune import criteria, layout, recover
+from autoprune import criteria, folding, layout, masking, recover, slicing
 from autoprune.cost import Cost, account, costs
 from autoprune.criteria import Criterion
 from autoprune.errors import UserError
 from autoprune.fidelity import FULL, Fidelity
 from autoprune.forward import batch_size, call, evaluating, leading, logits, to
 from autoprune.hints import Hints
+from autoprune.race import Race
 from autoprune.recover import Context, Recovery
 from autoprune.references import stable_name
-from autoprune.scheme import Scheme
-from autoprune.slicing import Kept, check_removed, choose, prune
+from autoprune.scheme import Granularity, Scheme
+from autoprune.slicing import Kept
 from autoprune.space import SearchSpace
 from autoprune.statistics import Batches, Statistics, class_labels
 from autoprune.threads import fixed_threads
@@ -38,9 +39,14 @@ from autoprune.tuning import Origin, Tuning, embed, tune
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 
-RECOVERY = "least_squares+recalibrate_bn"
-CRITERION = "obs"
+RECOVERY, CRITERION = "least_squares+recalibrate_bn", "obs"
+OF_WEIGHTS = "recalibrate_bn", "magnitude"  # recovery and criterion where single weights are removed
 ORIGINS = 2  # networks in memory that candidates were cut from: the present one and the one before
+
+
+def usual(granularity: Granularity) -> tuple[str, str]:
+    """The recovery and the criterion of those who name none."""
+    return (RECOVERY, CRITERION) if granularity == "channel" else OF_WEIGHTS
 
 
 class Evaluator:
@@ -68,8 +74,8 @@ class Evaluator:
         calibration: Batches,
         validation: Batches,
         *,
-        criterion: str | Criterion = CRITERION,
-        recovery: str | Recovery = RECOVERY,
+        criterion: str | Criterion | None = None,
+        recovery: str | Recovery | None = None,
         evaluate: Evaluate | None = None,
         tuning: Tuning | None = None,
         cost_functions: Mapping[str, Cost] | None = None,
@@ -91,23 +97,30 @@ class Evaluator:
         self._channels_last = layout.runs_channels_last(self.model, calibration[0][0])
         self.calibration = self._laid_out(calibration)
         self.validation = self._laid_out(validation)
-        self.criterion = criterion
-        self.recovery = recovery
+        self._parts = layout.Parts(validation)
+        usual_recovery, usual_criterion = usual(space.granularity)
+        self.criterion = usual_criterion if criterion is None else criterion
+        self.recovery = usual_recovery if recovery is None else recovery
         self.evaluate = evaluate
         self.tuning = None if tuning is None else replace(tuning, batches=self._laid_out(tuning.batches))
         self.costs = costs(space) if cost_functions is None else cost_functions
         self.threads = threads
         self.seed = seed
         self.identity = dict(identity or {})
-        self._criterion = criteria.find(criterion)
-        self._recovery = recover.find(recovery)
+        self._criterion = criteria.find(self.criterion, space.granularity)
+        self._recovery = recover.find(self.recovery, space.granularity)
         self.statistics = Statistics(self.model, space, self.calibration, seed=seed)
-        self._dense = Origin(self.model, [np.arange(group.units) for group in space.groups])
+        self._dense = Origin(self.model, self._cutting.everything(space))
         self._origins: dict[tuple[Scheme, ...], Origin] = {}
         self._remembered: dict[Any, Any] = {}  # by recoveries, for all candidates
 
     def _laid_out(self, batches: Batches) -> Batches:
         return layout.ChannelsLast(batches) if self._channels_last else batches
+
+    @property
+    def _cutting(self) -> Any:
+        """Who makes networks of schemes: a module with these verbs for channels, and one for single weights."""
+        return slicing if self.space.granularity == "channel" else masking
 
     # -- what is known once --------------------------------------------------------------------
 
@@ -117,8 +130,18 @@ class Evaluator:
         with fixed_threads(self.threads):
             return criteria.scores(self._criterion, self.model, self.statistics)
 
+    @cached_property
+    def _ranked(self) -> Any:
+        """The units of every group in the order in which they stay."""
+        return self._cutting.order(self.space, self.scores)
+
     def hints(self) -> Hints:
-        """Scores for searchers, each group scaled to unit length so that groups compare."""
+        """Scores for searchers, each group scaled to unit length so that groups compare.
+
+        Those of single weights are left as the criterion has them: how they compare is its choice.
+        """
+        if self.space.granularity != "channel":
+            return Hints(tuple(masking.unit_scores(self.space, self.scores)), tuning=self.tuning is not None)
         scores = tuple(score / (np.linalg.norm(score) or 1.0) for score in self.scores)
         return Hints(scores, tuning=self.tuning is not None)
 
@@ -152,28 +175,50 @@ class Evaluator:
         return hashlib.sha256(json.dumps(self.protocol, sort_keys=True).encode()).hexdigest()[:16]
 
     @cached_property
+    def _scored(self) -> Batches:
+        """The validation batches in the parts that pass at a time."""
+        if self.evaluate is not None:
+            return self.validation
+        with fixed_threads(self.threads):
+            return self._laid_out(self._parts) if layout.runs_in_parts(self.model, self._parts) else self.validation
+
+    @cached_property
+    def _norms(self) -> folding.Norms:
+        """The batch norms that scoring can do without."""
+        if self.evaluate is not None:
+            return {}
+        with fixed_threads(self.threads):
+            return folding.foldable(self.model, self._scored[0][0])
+
+    def _folded(self, model: nn.Module) -> nn.Module:
+        """A network that will only be scored; it is changed in place."""
+        folding.fold(model, self._norms)
+        return model
+
+    @cached_property
     def _dense_answers(self) -> list[Tensor]:
         """Log-probabilities of the dense network on the validation batches; empty for other tasks."""
         if self.evaluate is not None:
             return []
-        with fixed_threads(self.threads), torch.inference_mode(), evaluating(self.model):
-            return [self._log_probabilities(self.model, inputs) for inputs, _ in self.validation]
+        model = self._folded(copy.deepcopy(self.model))
+        with fixed_threads(self.threads), torch.inference_mode(), evaluating(model):
+            return [self._log_probabilities(model, inputs) for inputs, _ in self._scored]
 
     @cached_property
     def dense(self) -> Measurement:
         """The untouched network, measured the same way."""
         _ = self._dense_answers
         start = time.perf_counter()
-        observed = self.observe(self.model)
+        observed = self.observe(self._folded(copy.deepcopy(self.model)))
         return self._finish(observed, self.space.dense, {"validate": time.perf_counter() - start})
 
     def prepare(self) -> None:
         """Compute now what is computed once, so that copies of this evaluator have it."""
-        _ = self.scores, self.dense
+        _ = self._ranked, self.dense
         # Whatever the recovery collects, a first repair collects; what is wrong with it shows in the candidates.
         with suppress(Exception), fixed_threads(self.threads):
             kept = self.kept(self.space.smallest)
-            model = prune(self.model, self.space, kept)
+            model = self._cutting.prune(self.model, self.space, kept)
             self._recovery(model, self._context(self.model, kept))
 
     def to(self, device: str | torch.device) -> Self:
@@ -187,24 +232,35 @@ class Evaluator:
 
     # -- one candidate -------------------------------------------------------------------------
 
-    def kept(self, scheme: Scheme) -> list[NDArray[np.int64]]:
-        """The units that stay in each group."""
-        return choose(self.space, scheme, self.scores if scheme.indices is None else ())
+    def kept(self, scheme: Scheme) -> list[NDArray[Any]]:
+        """The units that stay in each group, or the mask of each tensor."""
+        self.space.check(scheme)
+        found: list[NDArray[Any]] = self._cutting.best(
+            self.space, scheme, self._ranked if scheme.indices is None else ()
+        )
+        return found
 
     def candidate(self, scheme: Scheme, fidelity: Fidelity = FULL) -> nn.Module:
         """The pruned, repaired and perhaps tuned network of a scheme, in evaluation mode."""
-        repair = self._recovery if fidelity.recovery is None else recover.find(fidelity.recovery)
+        repair = self._recovery if fidelity.recovery is None else self._find_recovery(fidelity.recovery)
         origin, kept = self._origin(fidelity.after), self.kept(scheme)
         origin.check(self.space, kept)
         with fixed_threads(self.threads):
-            model = prune(origin.model, self.space, kept)
-            check_removed(model, self.space, scheme)
+            model: nn.Module = self._cutting.prune(origin.model, self.space, kept)
+            self._cutting.check_removed(model, self.space, scheme)
             context = self._context(origin.model, kept, fidelity.share)
             repair(model, context)
             if self.tuning is not None and fidelity.recovery is None:
-                tune(model, self.tuning, (self.seed, len(fidelity.after)), fidelity.share)
+                sparse = self.space.granularity != "channel"
+                masks = masking.by_name(self.space, kept, self.device) if sparse else None
+                tune(model, self.tuning, (self.seed, len(fidelity.after)), fidelity.share, masks)
                 recover.recalibrate_bn(model, context)
+            if self.space.granularity != "channel":  # a repair may bring weights back
+                masking.check_removed(model, self.space, scheme)
         return model.eval()
+
+    def _find_recovery(self, name: str) -> Recovery:
+        return recover.find(name, self.space.granularity)
 
     def _context(self, model: nn.Module, kept: Kept, share: float = 1.0) -> Context:
         return Context(model, self.space, kept, self.statistics, self.calibration, share, self._remembered)
@@ -215,7 +271,8 @@ class Evaluator:
             return self._dense
         if after not in self._origins:
             kept = self.kept(after[-1])
-            network = embed(self.model, self.space, kept, self.candidate(after[-1], Fidelity(after=after[:-1])))
+            tuned = self.candidate(after[-1], Fidelity(after=after[:-1]))
+            network = embed(self.model, self.space, kept, tuned) if self.space.granularity == "channel" else tuned
             self._origins[after] = Origin(network, kept)
             if len(self._origins) > ORIGINS:
                 del self._origins[next(iter(self._origins))]
@@ -227,9 +284,9 @@ class Evaluator:
         A task with its own ``evaluate`` is always judged by the whole of it; only its repair can be spared.
         """
         self.space.check(scheme)
-        _ = self.scores, self._dense_answers  # known once: not charged to the first candidate
+        _ = self._ranked, self._dense_answers  # known once: not charged to the first candidate
         if fidelity.recovery is not None:
-            recover.find(fidelity.recovery)  # a wrong name is the searcher's mistake, not the candidate's
+            self._find_recovery(fidelity.recovery)  # a wrong name is the searcher's mistake, not the candidate's
         if fidelity.after:
             self._origin(fidelity.after).check(self.space, self.kept(scheme))
         seconds: dict[str, float] = {}
@@ -237,7 +294,7 @@ class Evaluator:
         try:
             model = self.candidate(scheme, fidelity)
             seconds["recover"] = time.perf_counter() - start
-            observed = self.observe(model, share=fidelity.share)
+            observed = self.observe(self._folded(model), share=fidelity.share, race=fidelity.race)
             seconds["total"] = time.perf_counter() - start
             seconds["validate"] = seconds["total"] - seconds["recover"]
             return self._finish(observed, scheme, seconds)
@@ -245,36 +302,36 @@ class Evaluator:
             seconds["total"] = time.perf_counter() - start
             return Measurement(seconds=seconds, error=f"{type(error).__name__}: {error}".splitlines()[0])
 
-    def observe(self, model: nn.Module, batches: Batches | None = None, *, share: float = 1.0) -> Measurement:
+    def observe(
+        self, model: nn.Module, batches: Batches | None = None, *, share: float = 1.0, race: Race | None = None
+    ) -> Measurement:
         """Loss, accuracy and KL of any network on ``batches`` (default: a share of the validation set's).
 
         There is no KL on other batches, and neither loss nor accuracy where a batch has no class labels. For a
-        task with its own ``evaluate`` that function decides.
+        task with its own ``evaluate`` that function decides. A ``race`` ends it when it is lost.
         """
         if self.evaluate is not None:
             with fixed_threads(self.threads), evaluating(model):
                 return _own(self.evaluate(model))
         dense = self._dense_answers if batches is None else []
-        loss = correct = divergence = 0.0
-        answers = 0
+        seen: list[_Sums] = []
+        losses: list[float] = []
         with fixed_threads(self.threads), torch.inference_mode(), evaluating(model):
-            looked_at = leading(self.validation, share) if batches is None else self._laid_out(batches)
+            looked_at = leading(self._scored, share) if batches is None else self._laid_out(batches)
             for number, (inputs, labels) in enumerate(looked_at):
                 log_p = self._log_probabilities(model, inputs)
-                answers += log_p.numel() // log_p.shape[1]
-                if dense:
-                    target = dense[number][: len(log_p)]
-                    divergence += float(functional.kl_div(log_p, target, reduction="sum", log_target=True))
-                classes = class_labels(labels) if log_p.dim() == 2 else None
-                if classes is None:
-                    loss = correct = math.nan
-                else:
-                    classes = classes.to(self.device)
-                    loss += float(functional.nll_loss(log_p, classes, reduction="sum"))
-                    correct += float((log_p.argmax(1) == classes).sum())
+                seen.append(_sums(log_p, labels, dense[number] if dense else None))
+                losses.append(seen[-1].loss / max(1, seen[-1].answers))
+                if race is not None and race.is_lost(losses):
+                    break
+        answers, *sums = (sum(column) for column in zip(*seen, strict=True)) if seen else (0,)
         if not answers:
             raise UserError("there is no image to observe: give at least one batch")
-        return Measurement(loss / answers, correct / answers, divergence / answers if dense else math.nan)
+        found = Measurement(*(total / answers for total in sums))
+        if race is None or math.isnan(found.loss):
+            return found
+        found = replace(found, losses=tuple(losses), seen=len(losses) / len(self._scored))
+        return replace(found, loss=race.expected(losses)) if found.stopped else found
 
     def _log_probabilities(self, model: nn.Module, inputs: Any) -> Tensor:
         answer = logits(call(model, to(inputs, self.device))).float()
@@ -295,6 +352,28 @@ class Evaluator:
             return Measurement(seconds=seconds, error=", ".join(broken))
         absolute, fractions = account(scheme, self.space, self.costs)
         return replace(observed, costs=absolute, fractions=fractions, seconds=seconds)
+
+
+class _Sums(NamedTuple):
+    """Over the answers to a batch; NaN where there is no such thing."""
+
+    answers: int
+    loss: float
+    correct: float
+    divergence: float
+
+
+def _sums(log_p: Tensor, labels: Any, dense: Tensor | None) -> _Sums:
+    """What log-probabilities (images, classes, …) are worth; ``dense`` are those of the dense network."""
+    loss = correct = divergence = math.nan
+    if dense is not None:
+        divergence = float(functional.kl_div(log_p, dense[: len(log_p)], reduction="sum", log_target=True))
+    classes = class_labels(labels) if log_p.dim() == 2 else None
+    if classes is not None:
+        classes = classes.to(log_p.device)
+        loss = float(functional.nll_loss(log_p, classes, reduction="sum"))
+        correct = float((log_p.argmax(1) == classes).sum())
+    return _Sums(log_p.numel() // log_p.shape[1], loss, correct, divergence)
 
 
 def _own(found: Any) -> Measurement:

@@ -6,9 +6,10 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from autoprune.errors import UserError
+from autoprune.race import Race
 from autoprune.scheme import Scheme
 
 
@@ -20,11 +21,15 @@ class Fidelity:
     repair other than the run's own, such as "none", which costs less and tunes nothing. ``after`` are the schemes
     that were adopted on the way, in order: where the evaluator tunes what it measures, the candidate starts from
     the tuned weights of the last of them (NetAdapt). Only what is measured in full may win a run.
+
+    ``race`` is what the candidate has to beat: it is stopped where it cannot any more (:mod:`autoprune.race`). One that
+    is not stopped has been measured in full.
     """
 
     share: float = 1.0
     recovery: str | None = None
     after: tuple[Scheme, ...] = ()
+    race: Race | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.share) and 0 < self.share <= 1):
@@ -33,7 +38,12 @@ class Fidelity:
     @property
     def full(self) -> bool:
         """Whether nothing was spared."""
-        return self.share == 1 and self.recovery is None
+        return self.share == 1 and self.recovery is None and self.race is None
+
+    @property
+    def finished(self) -> Fidelity:
+        """That of a candidate that was not stopped."""
+        return replace(self, race=None)
 
     @property
     def name(self) -> str:
@@ -43,8 +53,14 @@ class Fidelity:
             parts.append(f"recovery={self.recovery}")
         if self.after:
             way = json.dumps([scheme.to_dict() for scheme in self.after], sort_keys=True)
-            parts.append(f"after={hashlib.sha256(way.encode()).hexdigest()[:16]}")
+            parts.append(f"after={_digest(way)}")
+        if self.race is not None:
+            parts.append(f"race={self.race.error:g}:{_digest(json.dumps(self.race.losses))}")
         return ",".join(parts) or "full"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 FULL = Fidelity()

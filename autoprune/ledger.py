@@ -2,7 +2,7 @@
 
 An Optuna study, whatever the searcher, so that optuna-dashboard and Optuna's plots work on every run. The
 kept counts are the trial's parameters, the reward its value; the measurement lies in the user attributes.
-A failed candidate is a FAIL trial, a measurement at less than full fidelity a PRUNED one.
+A failed candidate is a FAIL trial, a measurement at less than full fidelity, or stopped in a race, a PRUNED one.
 """
 
 from __future__ import annotations
@@ -275,6 +275,8 @@ def _unpack(record: Mapping[str, Any]) -> Measurement:
     for field, value in record.items():
         if isinstance(value, Mapping):
             values[field] = {name: float(number) for name, number in value.items()}
+        elif field == "losses":
+            values[field] = value
         else:
             values[field] = value if field == "error" or value is None else float(value)
     return Measurement.from_dict(values)

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from autoprune.budget import Budget
 from autoprune.errors import UserError
 from autoprune.fidelity import Batch, Fidelity
 from autoprune.ledger import Ledger
+from autoprune.race import Race
 from autoprune.reward import Reward, score
 from autoprune.scheme import Scheme
 from autoprune.trial import Measurement, Trial
@@ -61,6 +62,10 @@ class Loop:
     Trials are admitted in proposal order as soon as all before them are known, and each is held against the
     stop rules. ``trials`` is therefore always a beginning of the searcher's proposals. With ``discount=False`` a quick
     look costs a whole trial, for tasks where it takes as long.
+
+    ``race``, an error probability, lets a full measurement end early when the candidate cannot beat the best affordable
+    trial of the batches before (:mod:`autoprune.race`). What was stopped is a trial and costs one, is recorded apart
+    from full measurements, and cannot win.
     """
 
     def __init__(
@@ -72,9 +77,11 @@ class Loop:
         stop: Stop,
         *,
         discount: bool = True,
+        race: float | None = None,
     ) -> None:
         self.budget = budget
         self.discount = discount
+        self.race = None if race is None else Race(race)
         self.ledger = ledger
         self.stop = stop
         self._searcher = searcher
@@ -173,9 +180,17 @@ class Loop:
             reward = score(self._reward, measurement)
         except UserError:
             # The measurement was expensive and is sound: the next attempt finds it and needs only a better reward.
-            self.ledger.append(scheme, measurement, None, self.fidelity)
+            self.ledger.append(scheme, measurement, None, self._reached(measurement))
             raise
-        self.ledger.append(scheme, measurement, reward, self.fidelity)
+        self.ledger.append(scheme, measurement, reward, self._reached(measurement))
+
+    def _reached(self, measurement: Measurement) -> Fidelity:
+        """How thoroughly it was measured in the end."""
+        return self.fidelity if measurement.stopped else self.fidelity.finished
+
+    def _find(self, scheme: Scheme) -> Measurement | None:
+        """What the ledger has; of a race first how it ended, as the searcher was told when it ended."""
+        return self.ledger.find(scheme, self.fidelity) or self.ledger.find(scheme, self.fidelity.finished)
 
     def _missing(self) -> list[Scheme]:
         """What must be measured of the batch: not what lies beyond the last trial allowed."""
@@ -183,10 +198,10 @@ class Loop:
         room = len(new)
         if self.stop.trials is not None:
             room = math.floor((self.stop.trials - self._effort) / self.price(self.fidelity) + ROUNDING)
-        return [scheme for scheme in new[:room] if self.ledger.find(scheme, self.fidelity) is None]
+        return [scheme for scheme in new[:room] if self._find(scheme) is None]
 
     def _is_known(self, scheme: Scheme) -> bool:
-        return (scheme, self.fidelity) in self._trials
+        return (scheme, self.fidelity.finished) in self._trials
 
     def _admit(self) -> None:
         """Turn proposals into trials, in order, as far as they are measured and no stop rule holds."""
@@ -199,14 +214,15 @@ class Loop:
                 ):
                     self._finish(f"{self._effort:g} of {self.stop.trials} trials were made, and no whole one is left")
                     return
-                measurement = self.ledger.find(scheme, self.fidelity)
+                measurement = self._find(scheme)
                 if measurement is None:
                     return
-                self._add(Trial(scheme, measurement, score(self._reward, measurement), self.fidelity))
+                reached = self._reached(measurement)
+                self._add(Trial(scheme, measurement, score(self._reward, measurement), reached))
             self._position += 1
 
     def _add(self, trial: Trial) -> None:
-        self._trials[trial.scheme, trial.fidelity] = trial
+        self._trials[trial.scheme, trial.fidelity.finished] = trial
         self._effort += self.price(trial.fidelity)
         self._seconds += trial.measurement.seconds.get("total", 0.0)
         if trial.fidelity.full and not trial.failed and self.budget.allows(trial.scheme):
@@ -233,7 +249,7 @@ class Loop:
         """Tell the searcher the trials of its batch and take its next one."""
         try:
             if self._started:
-                answers = [self._trials[scheme, self.fidelity] for scheme in self._batch.schemes]
+                answers = [self._trials[scheme, self.fidelity.finished] for scheme in self._batch.schemes]
                 batch = Batch.of(self._searcher.send(answers))
             else:
                 self._started = True
@@ -246,10 +262,17 @@ class Loop:
             raise
         for scheme in (*batch.schemes, *batch.fidelity.after):
             self.budget.space.check(scheme)
-        self._batch, self._position = batch, 0
+        self._batch, self._position = self._raced(batch), 0
         self._idle = self._idle + 1 if all(self._is_known(scheme) for scheme in batch.schemes) else 0
         if self._idle == IDLE_BATCHES:
             self._finish(f"the searcher proposed nothing new in {IDLE_BATCHES} batches")
+
+    def _raced(self, batch: Batch) -> Batch:
+        """The batch as it is to be measured: against the best so far, if it is to be measured in full."""
+        if self.race is None or not batch.fidelity.full:
+            return batch
+        losses = () if self._best is None else self._best.measurement.losses
+        return replace(batch, fidelity=replace(batch.fidelity, race=replace(self.race, losses=losses)))
 
     def _finish(self, reason: str) -> None:
         self._reason = reason

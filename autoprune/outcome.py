@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from autoprune import chart, data
+from autoprune import chart, data, masking, slicing
 from autoprune.cost import LABELS
 from autoprune.errors import UserError
 from autoprune.evaluate import Evaluator
@@ -30,7 +30,7 @@ from autoprune.pruned import save_pruned
 from autoprune.references import stable_name
 from autoprune.run import HISTORY, PICTURE, SUMMARY, Run, read_json, write_json
 from autoprune.scheme import Scheme
-from autoprune.slicing import Kept, check_removed
+from autoprune.slicing import Kept
 from autoprune.statistics import Batches
 from autoprune.trial import Measurement, Trial
 
@@ -44,11 +44,11 @@ SHOWN = ("accuracy", "loss", "kl", "costs", "fractions", "metrics")
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """How a search ended: its answer, the uniform scheme's trial, all trials, why it ended, what fronts are about.
+    """How a search ended: what measured it and what was asked for, its answer, the uniform scheme's trial, all trials.
 
-    ``polish`` is a repair for the answer alone, more thorough than that of candidates.
-
-    ``meter`` times the networks (None: this machine, as it is); ``settled`` is what it said where latency is capped.
+    ``ended`` says why, ``interrupted`` whether it was by Ctrl-C; ``objectives`` are what fronts are about. ``meter``
+    times the networks (None: this machine, as it is), ``settled`` is what it said where latency is capped. ``polish``
+    is a repair for the answer alone, more thorough than that of candidates.
     """
 
     evaluator: Evaluator
@@ -101,8 +101,9 @@ def write(found: Outcome, folder: Path, example: Example, test: Any, seen: Seen)
         "widths": [int(width) for width in space.widths],
         "reward": best.reward,
         "uniform_reward": uniform.reward,
-        "trials": sum(trial.fidelity.full for trial in loop.trials),
-        "looks": sum(not trial.fidelity.full for trial in loop.trials),
+        "trials": sum(trial.fidelity.full or trial.stopped for trial in loop.trials),
+        "stopped": sum(trial.stopped for trial in loop.trials),
+        "looks": sum(not (trial.fidelity.full or trial.stopped) for trial in loop.trials),
         "effort": loop.effort,
         "feasible": loop.feasible,
         "failed": sum(trial.failed for trial in loop.trials),
@@ -122,7 +123,7 @@ def write(found: Outcome, folder: Path, example: Example, test: Any, seen: Seen)
             row |= seen[schemes[name]]
     _save(found, networks[answer], measurement, scheme, folder, summary)
     share = ", ".join(f"{value:.1%} of the {LABELS.get(n, n)}" for n, value in best.measurement.fractions.items())
-    picture = chart.widths(space, scheme, f"{config['name']}: channels kept", [f"{share}; grey is the dense width"])
+    picture = chart.widths(space, scheme, f"{config['name']}: {space.noun} kept", [f"{share}; grey is the dense width"])
     (folder / PICTURE).write_text(picture, encoding="utf-8")
     _write_history(folder / HISTORY, found)
     front = Front.of((uniform, *loop.trials), found.objectives)
@@ -150,7 +151,9 @@ def finish(found: Outcome, function: Finish, run: Run, test: Any) -> Run:
     scheme = with_indices(found.best.scheme, evaluator.kept(found.best.scheme))
     try:
         network = _trained(function, run.model).to(evaluator.device).eval()
-        check_removed(network, evaluator.space, scheme)
+        (slicing if evaluator.space.granularity == "channel" else masking).check_removed(
+            network, evaluator.space, scheme
+        )
         seen = evaluator.observe(network)
         for name in ("loss", "accuracy", "kl"):
             if math.isfinite(getattr(answer, name)) and not math.isfinite(getattr(seen, name)):
@@ -217,7 +220,9 @@ def _save(
 
 
 def with_indices(scheme: Scheme, kept: Kept) -> Scheme:
-    """The scheme with the kept units written out."""
+    """The scheme with the kept units written out; those of single weights the network itself has."""
+    if scheme.granularity != "channel":
+        return scheme
     return Scheme(scheme.kept, scheme.granularity, tuple(tuple(int(unit) for unit in units) for units in kept))
 
 
@@ -277,11 +282,12 @@ def _write_history(path: Path, found: Outcome) -> None:
     spent = seconds = 0.0
     with path.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
-        table.writerow(("trials", "seconds", "fidelity", "reward", "loss", "accuracy", "affordable", "kept"))
+        table.writerow(("trials", "seconds", "fidelity", "reward", "loss", "accuracy", "seen", "affordable", "kept"))
         for number, trial in enumerate((found.uniform, *found.loop.trials)):
             m = trial.measurement
             if number:
                 spent, seconds = spent + found.loop.price(trial.fidelity), seconds + m.seconds.get("total", 0.0)
             affordable = found.loop.budget.allows(trial.scheme)
             kept = " ".join(map(str, trial.scheme.kept))
-            table.writerow((spent, seconds, trial.fidelity.name, trial.reward, m.loss, m.accuracy, affordable, kept))
+            row = (spent, seconds, trial.fidelity.name, trial.reward, m.loss, m.accuracy, m.seen, affordable, kept)
+            table.writerow(row)

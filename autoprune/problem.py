@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from autoprune import front, outcome, recover, searchers, settings
+from autoprune import front, outcome, page, recover, searchers, settings
 from autoprune.budget import Budget
 from autoprune.claim import claim
 from autoprune.errors import UserError
@@ -30,7 +30,7 @@ from autoprune.loop import Loop, Stop
 from autoprune.objective import Objective
 from autoprune.pool import InProcess, Pool, Workers
 from autoprune.references import function, stable_name
-from autoprune.reward import Reward, score
+from autoprune.reward import REWARDS, Reward, score
 from autoprune.run import LEDGER, ROOT, Run, make_folder, new_name, prepare, surroundings
 from autoprune.scheme import Scheme
 from autoprune.searchers import Searcher
@@ -110,6 +110,7 @@ class Problem:
         objectives: str | Sequence[str | Reward] = (),
         finish: str | outcome.Finish | None = None,
         polish: str | None = None,
+        race: float | None = None,
         run: str | None = None,
         root: Path | str = ROOT,
         ledger: Path | str | None = None,
@@ -123,13 +124,14 @@ class Problem:
         """
         tell = listener or (lambda event, facts: None)
         evaluator, budget = self.evaluator, self.budget
-        if self.meter is not None and LATENCY in budget.caps:  # widths that the hardware does not reward are no counts
+        timed = self.meter is not None and LATENCY in budget.caps
+        if timed or budget.space.granularity != "channel":  # searchers know counts that hardware rewards, or a grid
             start = [_legal(scheme, budget.space) for scheme in start]
         train = None if finish is None else function(finish, "finish", {})
         if polish is not None:
-            recover.find(polish)
+            recover.find(polish, evaluator.space.granularity)
         propose = self.configured(searcher, options or {}, start, stop.trials)
-        wanted = self._wanted(objectives)
+        wanted = self._wanted(objectives, race)
         if wanted and "objectives" in settings.options(propose, searchers.KIND):
             propose = self.configured(propose, {"objectives": wanted}, start)
         config = {
@@ -143,6 +145,7 @@ class Problem:
                 "batch": batch,
                 "start": [scheme.to_dict() for scheme in start],
                 "objectives": [str(objective) for objective in wanted],
+                "race": race,
             },
             "fingerprint": evaluator.fingerprint,
             "groups": [group.name for group in evaluator.space.groups],
@@ -168,7 +171,9 @@ class Problem:
 
             def begin(budget: Budget, hints: Hints, seed: int, stop: Stop) -> Loop:
                 proposals = propose(budget.space, budget, seed=seed, hints=hints, batch=batch)
-                return Loop(proposals, budget, self.reward, records, stop, discount=evaluator.evaluate is None)
+                return Loop(
+                    proposals, budget, self.reward, records, stop, discount=evaluator.evaluate is None, race=race
+                )
 
             loop = begin(budget, hints, seed, _told(stop, tell))
             interrupted = drive(loop, pool or InProcess(evaluator))
@@ -199,11 +204,26 @@ class Problem:
             if train is not None and not interrupted:
                 tell("finish", {"function": stable_name(finish)})
                 result = outcome.finish(found, train, result, self.test)
+            page.write(result)
         tell("done", {"run": result})
         return result
 
-    def _wanted(self, objectives: str | Sequence[str | Reward]) -> tuple[Objective, ...]:
+    def _check_race(self, race: float) -> None:
+        """Candidates race on the validation loss: it must be all that decides."""
+        losses = self.evaluator.evaluate is None and math.isfinite(self.evaluator.dense.loss)
+        if not losses or self.reward is not REWARDS["neg_loss"]:
+            raise UserError(
+                f"race = {race}: candidates race on the validation loss, so it needs class labels and reward neg_loss"
+            )
+
+    def _wanted(self, objectives: str | Sequence[str | Reward], race: float | None) -> tuple[Objective, ...]:
         """What the objectives mean here: the dense network shows what is measured, and no candidate is needed."""
+        if race is not None:
+            self._check_race(race)
+            if objectives:
+                raise UserError(
+                    f"race = {race}: what it stops is missing from a front, so objectives need all measured"
+                )
         if not objectives:
             return ()
         self.check_dense()

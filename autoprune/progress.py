@@ -39,7 +39,8 @@ class Watch:
         space = facts["space"]
         whole = len(space.left_out)
         stay = f", {whole} {'layer stays' if whole == 1 else 'layers stay'} whole" if whole else ""
-        self.console.print(f"groups of channels that can be pruned: {len(space)}{stay}")
+        what = "groups of channels that" if space.granularity == "channel" else "tensors whose weights"
+        self.console.print(f"{what} can be pruned: {len(space)}{stay}")
 
     def _estimate(self, facts: Mapping[str, Any]) -> None:
         self.console.print(

@@ -24,13 +24,14 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any, Self
 
 from autoprune.errors import UserError
 from autoprune.evaluate import Evaluator
 from autoprune.fidelity import Fidelity
 from autoprune.pool import Workers
+from autoprune.race import Race
 from autoprune.scheme import Scheme
 from autoprune.trial import Measurement
 
@@ -57,10 +58,16 @@ class Measurer:
         return str(ray.get_runtime_context().get_node_id())
 
     def measure(
-        self, scheme: dict[str, Any], share: float, recovery: str | None, after: list[dict[str, Any]]
+        self,
+        scheme: dict[str, Any],
+        share: float,
+        recovery: str | None,
+        after: list[dict[str, Any]],
+        race: tuple[float, tuple[float, ...]] | None = None,
     ) -> dict[str, Any]:
         """The measurement of a scheme, as a record."""
-        fidelity = Fidelity(share, recovery, tuple(Scheme.from_dict(earlier) for earlier in after))
+        rival = None if race is None else Race(*race)
+        fidelity = Fidelity(share, recovery, tuple(Scheme.from_dict(earlier) for earlier in after), rival)
         return self.evaluator(Scheme.from_dict(scheme), fidelity=fidelity).to_dict()
 
 
@@ -151,7 +158,8 @@ class RayPool:
             self._prepare()
         coming, again = iter(schemes), deque[Scheme]()
         lost: defaultdict[Scheme, list[_Loss]] = defaultdict(list)
-        how = (fidelity.share, fidelity.recovery, [scheme.to_dict() for scheme in fidelity.after])
+        race = None if fidelity.race is None else astuple(fidelity.race)
+        how = (fidelity.share, fidelity.recovery, [scheme.to_dict() for scheme in fidelity.after], race)
         try:
             while True:
                 with _told_in_one_line(self.workers.address):

@@ -20,6 +20,10 @@ class Measurement:
     thing. ``costs`` are absolute, ``fractions`` relative to the dense model. ``seconds`` are per phase.
     ``metrics`` is what a user's own ``evaluate`` returned. A candidate that failed carries its reason in
     ``error`` and no numbers.
+
+    In a race ``losses`` are the mean losses of the validation batches, in their order. A candidate that was stopped has
+    ``seen`` only a share of the images: its ``loss`` is what it would have been on all of them, as far as the race
+    tells; ``accuracy`` and ``kl`` are of the images seen.
     """
 
     loss: float = math.nan
@@ -30,11 +34,18 @@ class Measurement:
     seconds: Mapping[str, float] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     error: str | None = None
+    losses: tuple[float, ...] = ()
+    seen: float = 1.0
 
     @property
     def failed(self) -> bool:
         """Whether the candidate produced no usable numbers."""
         return self.error is not None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it lost its race before the last image."""
+        return self.seen < 1
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready record (NaN becomes None); the inverse of :meth:`from_dict`."""
@@ -42,6 +53,8 @@ class Measurement:
         for name in ("loss", "accuracy", "kl"):
             if math.isnan(record[name]):
                 record[name] = None
+        if not self.losses:  # measured outside of any race
+            del record["losses"], record["seen"]
         return record
 
     @classmethod
@@ -51,7 +64,7 @@ class Measurement:
         for name in ("loss", "accuracy", "kl"):
             if values.get(name) is None:
                 values[name] = math.nan
-        return cls(**values)
+        return cls(**values | {"losses": tuple(values.get("losses", ()))})
 
 
 @dataclass(frozen=True)
@@ -67,3 +80,8 @@ class Trial:
     def failed(self) -> bool:
         """Whether the candidate produced no usable numbers."""
         return self.measurement.failed
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it was given up as no winner: its reward is an estimate, below that of the best at the time."""
+        return self.measurement.stopped

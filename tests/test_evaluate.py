@@ -16,7 +16,7 @@ from autoprune.cost import costs
 from autoprune.errors import UserError
 from autoprune.evaluate import Evaluator, fixed_threads
 from autoprune.fidelity import Fidelity
-from autoprune.layout import ChannelsLast
+from autoprune.layout import ChannelsLast, Parts
 from autoprune.scheme import Scheme
 from autoprune.search_spaces.traced import trace
 from autoprune.trial import Measurement
@@ -364,6 +364,19 @@ def test_images_are_laid_out_for_the_processor_where_the_network_takes_it():
     evaluator = make(model)
     assert evaluator.validation is VALIDATION
     assert evaluator(HALF).error is None
+
+
+def test_parts_of_a_batch_measure_what_the_batch_does():
+    large = data((1024,), seed=2)
+    whole, apart = (
+        make(validation=large),
+        make(validation=[(x[:512], y[:512]) for x, y in large] + [(x[512:], y[512:]) for x, y in large]),
+    )
+    assert len(Parts(large)) > 1
+    one, two = whole(HALF), apart(HALF)
+    assert (one.loss, one.kl) == pytest.approx((two.loss, two.kl), rel=1e-5)
+    assert one.accuracy == two.accuracy
+    assert whole.protocol["validation"] == {"batches": 1, "samples": 1024}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from autoprune.layout import ChannelsLast, runs_channels_last
+from autoprune.layout import CACHE, FEWEST, PART, ChannelsLast, Parts, runs_channels_last, runs_in_parts
 from networks import Function
 
 
@@ -57,3 +57,66 @@ def test_trying_leaves_the_model_as_it_was():
     assert model.training
     assert model[1].training
     assert torch.equal(model[1].running_mean, before)
+
+
+# -- parts -----------------------------------------------------------------------------------------
+
+SMALL = PART // (4 * 3 * 8 * 8)  # images of 3 x 8 x 8 that fill a part
+
+
+def batch(images: int, size: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(images, 3, size, size), torch.arange(images)
+
+
+def test_a_large_batch_is_cut_into_even_parts_that_are_the_batch_together():
+    inputs, labels = batch(3 * SMALL + 5)
+    parts = Parts([batch(SMALL), (inputs, labels), (inputs[:SMALL], None)])
+    assert [len(x) for x, _ in parts] == [SMALL, *[len(x) for x, _ in parts[1:5]], SMALL]
+    sizes = [len(x) for x, _ in parts[1:5]]
+    assert max(sizes) - min(sizes) <= 1
+    assert torch.equal(torch.cat([x for x, _ in parts[1:5]]), inputs)
+    assert torch.equal(torch.cat([y for _, y in parts[1:5]]), labels)
+    assert parts[5][1] is None
+    assert all(x.untyped_storage().data_ptr() == inputs.untyped_storage().data_ptr() for x, _ in parts[1:5])
+
+
+def test_large_images_stay_a_few_together():
+    size = 256
+    assert 4 * 3 * size**2 * FEWEST > PART
+    assert [len(x) for x, _ in Parts([batch(2 * FEWEST, size), batch(FEWEST - 1, size)])] == [
+        FEWEST,
+        FEWEST,
+        FEWEST - 1,
+    ]
+
+
+def test_what_is_no_batch_of_images_stays_whole():
+    tokens, images = {"x": torch.randn(4 * SMALL, 3, 8, 8)}, batch(4 * SMALL)[0]
+    given = [(tokens, None), (images, {"boxes": 1}), (images, torch.zeros(3))]
+    assert all(found[0] is made[0] and found[1] is made[1] for found, made in zip(Parts(given), given, strict=True))
+
+
+def mixing() -> nn.Module:
+    """Batch norm without statistics sees the other images of its batch."""
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.Flatten())
+
+
+def heavy() -> nn.Module:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 2))
+    model.register_parameter("more", nn.Parameter(torch.empty(CACHE // 4)))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "images", "answer"),
+    [
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten()), 2 * SMALL, True),
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten()), SMALL, False),
+        (mixing(), 2 * SMALL, False),
+        (Function(lambda m, x: m.f(x.view(2 * SMALL, -1)), f=nn.Linear(3 * 8 * 8, 2)), 2 * SMALL, False),
+        (heavy(), 2 * SMALL, False),
+    ],
+    ids=["network", "one part", "images see each other", "a fixed batch", "weights beyond the cache"],
+)
+def test_parts_are_for_networks_that_see_every_image_by_itself(model, images, answer):
+    assert runs_in_parts(model, Parts([batch(images)])) is answer
