@@ -84,17 +84,7 @@ def curves(lines: Mapping[str, Line], title: str, across: str, note: str) -> str
         return [f"{x(at):.1f},{y(value):.1f}" for at, value in pairs if np.isfinite(value)]
 
     width, height = LEFT + WIDE + LEGEND, top + max(HIGH + 48, 20 * len(lines) + MARGIN)
-    parts = [
-        *opening(width, height, title, [note]),
-        f'<text x="{LEFT + WIDE / 2}" y="{top + HIGH + 38}" text-anchor="middle">{escape(across)}</text>',
-    ]
-    for tick in np.linspace(low, high, 5):
-        parts.append(f'<line x1="{LEFT}" x2="{LEFT + WIDE}" y1="{y(tick):.1f}" y2="{y(tick):.1f}" stroke="{CUT}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:.3g}</text>')
-    parts += [
-        f'<text x="{x(at):.1f}" y="{top + HIGH + 18}" text-anchor="middle">{at:.4g}</text>'
-        for at in np.linspace(0, longest, 5).tolist()
-    ]
+    parts = [*opening(width, height, title, [note]), *_grid((low, high), longest, top, across)]
     for number, (name, (places, rows)) in enumerate(lines.items()):
         colour, dash = COLOURS[number % len(COLOURS)], DASHES[number % len(DASHES)]
         band = " ".join([*points(places, rows.min(axis=0)), *reversed(points(places, rows.max(axis=0)))])
@@ -107,6 +97,19 @@ def curves(lines: Mapping[str, Line], title: str, across: str, note: str) -> str
             f'<text x="{LEFT + WIDE + 46}" y="{entry}">{escape(name)}</text>',
         ]
     return "\n".join([*parts, "</svg>", ""])
+
+
+def _grid(span: tuple[float, float], last: float, top: int, across: str) -> list[str]:
+    """Lines and numbers up a picture from ``span[0]`` to ``span[1]``, numbers along it from 0 to ``last``."""
+    parts = [f'<text x="{LEFT + WIDE / 2}" y="{top + HIGH + 38}" text-anchor="middle">{escape(across)}</text>']
+    for tick, y in zip(np.linspace(*span, 5).tolist(), np.linspace(top + HIGH, top, 5).tolist(), strict=True):
+        parts += [
+            f'<line x1="{LEFT}" x2="{LEFT + WIDE}" y1="{y:.1f}" y2="{y:.1f}" stroke="{CUT}"/>',
+            f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:.3g}</text>',
+        ]
+    for at, x in zip(np.linspace(0, last, 5).tolist(), np.linspace(LEFT, LEFT + WIDE, 5).tolist(), strict=True):
+        parts.append(f'<text x="{x:.1f}" y="{top + HIGH + 18}" text-anchor="middle">{at:.4g}</text>')
+    return parts
 
 
 def scatter(
@@ -171,19 +174,8 @@ def history(points: Sequence[tuple[float, float, bool]], title: str) -> str:
     def y(reward: float) -> float:
         return top + HIGH * float(np.clip((high - reward) / (high - low), 0, 1))
 
-    parts = [
-        *opening(LEFT + WIDE + MARGIN, top + HIGH + 48, title, ["blue is affordable; grey is not, or a quick look"]),
-        f'<text x="{LEFT + WIDE / 2}" y="{top + HIGH + 38}" text-anchor="middle">trials</text>',
-    ]
-    for tick in np.linspace(low, high, 5).tolist():
-        parts += [
-            f'<line x1="{LEFT}" x2="{LEFT + WIDE}" y1="{y(tick):.1f}" y2="{y(tick):.1f}" stroke="{CUT}"/>',
-            f'<text x="{LEFT - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:.3g}</text>',
-        ]
-    parts += [
-        f'<text x="{x(at):.1f}" y="{top + HIGH + 18}" text-anchor="middle">{at:.4g}</text>'
-        for at in np.linspace(0, last, 5).tolist()
-    ]
+    opened = opening(LEFT + WIDE + MARGIN, top + HIGH + 48, title, ["blue is affordable; grey is not, or a quick look"])
+    parts = [*opened, *_grid((low, high), last, top, "trials")]
     best = -np.inf
     steps: list[str] = []
     for at, reward, counts in points:
