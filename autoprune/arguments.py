@@ -238,13 +238,13 @@ def space_of(scheme: Path) -> str | None:
 
 
 def make_caps(budget: Sequence[str] | None, sparsity: str | None, space: SearchSpace) -> list[str]:
-    """The caps of ``--budget`` and ``--sparsity``, or half of the multiply-adds."""
+    """The caps of ``--budget`` and ``--sparsity``, or half of the multiply-adds, or of the single weights."""
     caps = list(budget or ())
     if sparsity is not None:
         if space.granularity == "channel":
             raise UserError(f"--sparsity {sparsity} is of single weights: add --granularity weight, or give a --budget")
         caps.append(f"weights={100 * (1 - read_sparsity(sparsity)):.12g}%")
-    return caps or ["macs=50%"]
+    return caps or ["macs=50%" if space.granularity == "channel" else "weights=50%"]
 
 
 def read_sparsity(text: str) -> float:

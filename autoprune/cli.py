@@ -79,7 +79,7 @@ def search(
     data: Data = None,
     budget: Annotated[
         list[str] | None,
-        typer.Option(help="cap on what is kept: macs=50%, macs=63M, params=1.2M, latency=8ms, memory=24MiB [macs=50%]"),
+        typer.Option(help="cap on what is kept: macs=50%, macs=63M, params=1.2M, latency=8ms, memory=24MiB [half]"),
     ] = None,
     weights: Weights = None,
     weights_from: Annotated[
@@ -269,7 +269,7 @@ def compare(
     seed: Annotated[list[int] | None, typer.Option(help="repeatable [0, 1, 2]")] = None,
     model: Model = "autoprune:digits",
     data: Data = None,
-    budget: Annotated[list[str] | None, typer.Option(help="as for search [macs=50%]")] = None,
+    budget: Annotated[list[str] | None, typer.Option(help="as for search [half]")] = None,
     weights: Weights = None,
     num_classes: Classes = None,
     calibration: Calibration = None,
@@ -485,7 +485,7 @@ def proxy_check(
     seed: Annotated[int, typer.Option(help="which schemes these are")] = 0,
     model: Model = "autoprune:digits",
     data: Data = None,
-    budget: Annotated[list[str] | None, typer.Option(help="as for search [macs=50%]")] = None,
+    budget: Annotated[list[str] | None, typer.Option(help="as for search [half]")] = None,
     weights: Weights = None,
     num_classes: Classes = None,
     calibration: Calibration = None,

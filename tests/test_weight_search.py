@@ -224,6 +224,11 @@ def test_a_sparsity_is_a_cap_on_weights(text: str, cap: str) -> None:
     assert arguments.make_caps(["macs=50%"], text, toy.sparse()) == ["macs=50%", cap]
 
 
+def test_without_a_cap_half_of_what_is_removed_stays() -> None:
+    assert arguments.make_caps(None, None, toy.sparse()) == ["weights=50%"]
+    assert arguments.make_caps(None, None, toy.SPACES["chain"]) == ["macs=50%"]
+
+
 @pytest.mark.parametrize("text", ["100%", "1", "-5%", "90", "most", "nan"])
 def test_a_sparsity_outside_its_range_is_refused(text: str) -> None:
     with pytest.raises(
