@@ -179,7 +179,7 @@ def test_a_network_without_batch_norms_is_sent_to_the_other_recipe(splits: data.
     model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
     space = api.trace(model, torch.randn(1, 1, 8, 8))
     with pytest.raises(UserError, match="'universal'"):
-        slimmable(model, space, splits.validation, splits.validation, tmp_path)
+        slimmable(model, space, splits.validation, splits.validation, tmp_path, recipe=Recipe())
 
 
 def test_shortcuts_run_narrow() -> None:

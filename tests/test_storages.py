@@ -176,12 +176,19 @@ def test_a_server_that_comes_back_is_waited_for_and_nothing_is_recorded_twice(
     ledger = Ledger(make("postgresql"), "p", GROUPS)
     assert ledger.append(Scheme((1, 1)), seen(1.0), -1.0)
     server.stop()
-    restart = threading.Timer(1.0, server.start)
-    restart.start()
+
+    def restart() -> None:
+        give_up = time.monotonic() + 30
+        while "tried again" not in caplog.text and time.monotonic() < give_up:
+            time.sleep(0.1)
+        server.start()
+
+    restarting = threading.Thread(target=restart)
+    restarting.start()
     try:
         assert ledger.append(Scheme((2, 1)), seen(2.0), -2.0)
     finally:
-        restart.join()
+        restarting.join()
     assert "tried again" in caplog.text
     assert PASSWORD not in caplog.text
     assert len(ledger) == len(ledger.study.trials) == 2
