@@ -283,9 +283,11 @@ def read_recipe(recipe: str, texts: Sequence[str] | None) -> dict[str, Any]:
 
 
 def read_off(
-    folder: str, network: nn.Module, space: SearchSpace, criterion: str | None, recovery: str | None
+    folder: str | None, network: nn.Module, space: SearchSpace, criterion: str | None, recovery: str | None
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """The whole network that was trained in ``folder``, and how a search makes candidates of it."""
+    """The whole network that was trained in ``folder``, if one is named, and how a search makes candidates of it."""
+    if folder is None:
+        return network, {"criterion": criterion, "recovery": recovery}
     from autoprune.recipes import source
 
     found = source.read(folder, network, space)
@@ -300,8 +302,10 @@ def read_off(
     }
 
 
-def dense_weights(folder: str) -> str:
+def dense_weights(folder: str | None) -> str | None:
     """Where the whole network of a trained folder lies."""
+    if folder is None:
+        return None
     from autoprune.recipes.source import DENSE
 
     return str((Path(folder) / DENSE).absolute())

@@ -6,7 +6,7 @@ import json
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -56,6 +56,7 @@ from autoprune.options import (
     Tie,
     Validation,
     Weights,
+    WeightsFrom,
 )
 from autoprune.searchers import SEARCHERS
 
@@ -82,9 +83,7 @@ def search(
         typer.Option(help="cap on what is kept: macs=50%, macs=63M, params=1.2M, latency=8ms, memory=24MiB [half]"),
     ] = None,
     weights: Weights = None,
-    weights_from: Annotated[
-        str | None, typer.Option(help="folder of `autoprune train`, to read every candidate's weights off")
-    ] = None,
+    weights_from: WeightsFrom = None,
     num_classes: Classes = None,
     calibration: Calibration = None,
     validation: Validation = None,
@@ -195,16 +194,14 @@ def search(
     chosen = arguments.read_settings(searcher, settings)
     asked = Workers(workers, ray_address, cpus_per_worker, gpus_per_worker, candidate_timeout)
     scored = arguments.make_reward(reward, reward_settings)
-    network = arguments.make_network(model, weights, num_classes, Path(root), console)
+    network = arguments.make_network(model, weights, num_classes, None if weights_from else Path(root), console)
     splits = arguments.load_data(data, model, calibration, validation, data_seed, mean, std, input_size)
     tuning = arguments.make_tuning(splits, tune_steps, tune_lr, tune_images)
     example = splits.validation[0][0][:1]
     found_by = arguments.find_space(found_by, granularity, pattern, levels)
     space = arguments.make_space(network, example, include, exclude, round_to, rates, tie, found_by=found_by)
-    cut: dict[str, Any] = {"criterion": criterion, "recovery": recovery}
-    if weights_from is not None:
-        network, cut = arguments.read_off(weights_from, network, space, criterion, recovery)
-        weights = arguments.dense_weights(weights_from)
+    network, cut = arguments.read_off(weights_from, network, space, criterion, recovery)
+    weights = arguments.dense_weights(weights_from) or weights
     timed = arguments.make_timing(
         device, latency_table, latency_function, strict, cost, batch=batch_size, threads=threads, dtype=dtype,
         memory_format=memory_format, backend=backend,
@@ -271,6 +268,7 @@ def compare(
     data: Data = None,
     budget: Annotated[list[str] | None, typer.Option(help="as for search [half]")] = None,
     weights: Weights = None,
+    weights_from: WeightsFrom = None,
     num_classes: Classes = None,
     calibration: Calibration = None,
     validation: Validation = None,
@@ -332,11 +330,13 @@ def compare(
     console = Console(stderr=as_json)
     asked = Workers(workers, ray_address, cpus_per_worker, gpus_per_worker, candidate_timeout)
     scored = arguments.make_reward(reward, reward_settings)
-    network = arguments.make_network(model, weights, num_classes, Path(root), console)
+    network = arguments.make_network(model, weights, num_classes, None if weights_from else Path(root), console)
     splits = arguments.load_data(data, model, calibration, validation, data_seed, mean, std, input_size)
     example = splits.validation[0][0][:1]
     found_by = arguments.find_space(found_by, granularity, pattern, levels)
     space = arguments.make_space(network, example, include, exclude, round_to, rates, tie, found_by=found_by)
+    network, cut = arguments.read_off(weights_from, network, space, criterion, recovery)
+    weights = arguments.dense_weights(weights_from) or weights
     timed = arguments.make_timing(
         device, latency_table, latency_function, strict, cost, batch=batch_size, threads=threads, dtype=dtype,
         memory_format=memory_format, backend=backend,
@@ -347,8 +347,7 @@ def compare(
         splits.calibration,
         splits.validation,
         budget=arguments.make_caps(budget, sparsity, space),
-        criterion=criterion,
-        recovery=recovery,
+        **cut,
         reward=scored,
         test=splits.test,
         device=device,
@@ -386,6 +385,7 @@ def sensitivity(
     data: Data = None,
     points: Annotated[int, typer.Option(help="counts measured of every group, evenly spaced")] = 5,
     weights: Weights = None,
+    weights_from: WeightsFrom = None,
     num_classes: Classes = None,
     calibration: Calibration = None,
     validation: Validation = None,
@@ -436,19 +436,19 @@ def sensitivity(
     console = Console(stderr=as_json)
     asked = Workers(workers, ray_address, cpus_per_worker, gpus_per_worker, candidate_timeout)
     scored = arguments.make_reward(reward, reward_settings)
-    network = arguments.make_network(model, weights, num_classes, Path(root), console)
+    network = arguments.make_network(model, weights, num_classes, None if weights_from else Path(root), console)
     splits = arguments.load_data(data, model, calibration, validation, data_seed, mean, std, input_size)
     example = splits.validation[0][0][:1]
     found_by = arguments.find_space(found_by, granularity, pattern, levels)
     space = arguments.make_space(network, example, include, exclude, round_to, rates, tie, found_by=found_by)
+    network, cut = arguments.read_off(weights_from, network, space, criterion, recovery)
     problem = api.problem(
         network,
         example,
         splits.calibration,
         splits.validation,
         budget="macs=100%",
-        criterion=criterion,
-        recovery=recovery,
+        **cut,
         reward=scored,
         device=device,
         space=space,

@@ -8,6 +8,9 @@ import typer
 
 Model = Annotated[str, typer.Option(help="autoprune:NAME, torchvision:NAME, timm:NAME or package.module:factory")]
 Weights = Annotated[str | None, typer.Option(help="state dict, .pt or .safetensors, or a torchvision weights name")]
+WeightsFrom = Annotated[
+    str | None, typer.Option(help="folder of `autoprune train`, to read every candidate's weights off")
+]
 Classes = Annotated[
     int | None, typer.Option("--num-classes", help="classes of the network, where the factory takes it")
 ]
