@@ -142,6 +142,13 @@ def test_noise_leaves_predictions_useful(seed: int, virtual: Machine, tmp_path: 
     assert worst < 0.15 and correlation > 0.95
 
 
+def test_noise_is_not_followed_to_every_length(virtual: Machine, tmp_path: Path) -> None:
+    virtual.noise = 0.3
+    table, _ = built(plain(256, 200), tmp_path / "table.json")
+    lines = [len(axis) for entry in table.entries.values() for axis in entry.axes]
+    assert building.FINEST / 2 < max(lines) <= 2 * building.FINEST + 1
+
+
 def test_the_estimate_comes_after_one_point_of_each_signature(virtual: Machine, tmp_path: Path) -> None:
     told: Told = []
     table, _ = built(plain(16, 12), tmp_path / "table.json", told)

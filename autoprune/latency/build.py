@@ -33,6 +33,8 @@ BENT = 0.03
 """A time this far (relative) from the straight line between its neighbours calls for a finer grid …"""
 MATTERS = 0.002
 """… if it is also this share of the whole network's time."""
+FINEST = 16
+"""How many parts a grid is cut into at the finest: noise bends lines too, and would be followed to every length."""
 TOGETHER = 2**28
 """Bytes of weights and inputs that take turns: a wide linear layer at all of its lengths would fill the memory."""
 
@@ -214,7 +216,7 @@ def _lines(low: int, high: int, step: int, times: Callable[[Sequence[int]], list
     todo = list(pairwise(lines))
     while todo:
         between = {pair: up((pair[0] + pair[1]) // 2) for pair in todo}
-        new = {pair: middle for pair, middle in between.items() if pair[0] < middle < pair[1]}
+        new = {(a, b): middle for (a, b), middle in between.items() if a < middle < b and FINEST * (b - a) > high - low}
         found = dict(zip(new.values(), times(list(new.values())), strict=True))
         todo = []
         for (a, b), middle in new.items():
