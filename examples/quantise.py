@@ -51,12 +51,17 @@ def session(graph: Path) -> onnxruntime.InferenceSession:
 def quantise(graph: Path, calibration: Batches) -> Path:
     """Weights and activations in eight bits, weights with a scale per channel; a new file beside the old one."""
     prepared, target = graph.with_suffix(".prepared.onnx"), graph.with_suffix(".int8.onnx")
-    logging.getLogger().setLevel(logging.ERROR)  # the quantiser recommends the preparation even after it
     quant_pre_process(graph, prepared)
-    quantize_static(
-        prepared, target, Images(session(prepared).get_inputs()[0].name, calibration),
-        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, per_channel=True,
-    )  # fmt: skip
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)  # the quantiser recommends the preparation even after it
+    try:
+        quantize_static(
+            prepared, target, Images(session(prepared).get_inputs()[0].name, calibration),
+            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, per_channel=True,
+        )  # fmt: skip
+    finally:
+        root.setLevel(level)
     return target
 
 
