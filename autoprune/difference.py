@@ -45,7 +45,7 @@ class Difference:
         top = MARGIN + 24 + 18
         height = top + len(self.rows) * (ROW + GAP) + MARGIN
         title, note = f"{self.names[0]} and {self.names[1]}", f"blue is {self.names[0]}, vermilion {self.names[1]}"
-        parts = opening(LABEL + BAR + 130, height, title, [note])
+        parts = opening(LABEL + BAR + 170, height, title, [note])
         for number, row in enumerate(self.rows):
             y = top + number * (ROW + GAP)
             full, *kept = (BAR * count / widest for count in (row.width, row.first, row.second))

@@ -45,8 +45,9 @@ class Facts:
     @property
     def headline(self) -> str:
         """The answer in one sentence."""
-        shares = ", ".join(
-            f"{share:.0%} of the {LABELS.get(name, name)}" for name, share in self.answer["fractions"].items()
+        capped = self.config["request"]["budget"]
+        shares = " and ".join(
+            f"{self.answer['fractions'][name]:.0%} of the {LABELS.get(name, name)}" for name in capped
         )
         measure, better = self._measure
         dense, uniform = self.rows["dense"].get(measure), self.rows["uniform rates"].get(measure)
