@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from autoprune import criteria, data, masking, models, outcome, recover, settings, slicing
+from autoprune import criteria, data, masking, models, outcome, recover, settings
 from autoprune import reward as rewards
 from autoprune.budget import Budget
 from autoprune.cost import Cost, account, costs
 from autoprune.criteria import Criterion
 from autoprune.errors import UserError
-from autoprune.evaluate import Evaluate, Evaluator, usual
+from autoprune.evaluate import Evaluate, Evaluator, cutting, usual
 from autoprune.exporters import scheme_file
 from autoprune.finalists import LATENCY
 from autoprune.forward import Example, evaluating, first_call, logits, to
@@ -325,10 +325,10 @@ def apply(
     repair = recover.find(usual_recovery if recovery is None else recovery, space.granularity)
     judge = criteria.find(usual_criterion if criterion is None else criterion, space.granularity)
     scores = [] if scheme.indices is not None else criteria.scores(judge, model, statistics)
-    cutting = slicing if space.granularity == "channel" else masking
-    kept: Any = cutting.choose(space, scheme, scores)
-    candidate = cutting.prune(model, space, kept)
-    cutting.check_removed(candidate, space, scheme)
+    verbs = cutting(space.granularity)
+    kept: Any = verbs.choose(space, scheme, scores)
+    candidate = verbs.prune(model, space, kept)
+    verbs.check_removed(candidate, space, scheme)
     repair(candidate, recover.Context(model, space, kept, statistics, batches))
     if space.granularity != "channel":  # a repair may bring weights back
         masking.check_removed(candidate, space, scheme)

@@ -132,12 +132,7 @@ def scatter(
 
     width, height = LEFT + WIDE + MARGIN, top + HIGH + 48
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}"',
-        f'role="img" font-family="system-ui, sans-serif" font-size="12" fill="{INK}">',
-        f"<title>{escape(title)}</title>",
-        f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
-        f'<text x="{MARGIN}" y="{MARGIN + 10}" font-size="15" font-weight="600">{escape(title)}</text>',
-        f'<text x="{MARGIN}" y="{MARGIN + 30}" fill="{QUIET}">{escape(note)}</text>',
+        *opening(width, height, title, [note]),
         f'<text x="{LEFT}" y="{top - 6}" text-anchor="middle">{escape(axes[1])}</text>',
         f'<text x="{LEFT + WIDE / 2}" y="{top + HIGH + 38}" text-anchor="middle">{escape(axes[0])}</text>',
     ]

@@ -49,6 +49,11 @@ def usual(granularity: Granularity) -> tuple[str, str]:
     return (RECOVERY, CRITERION) if granularity == "channel" else OF_WEIGHTS
 
 
+def cutting(granularity: Granularity) -> Any:
+    """Who makes networks of schemes: a module with these verbs for channels, and one for single weights."""
+    return slicing if granularity == "channel" else masking
+
+
 class Evaluator:
     """Slices, repairs and measures candidates of one model.
 
@@ -119,8 +124,7 @@ class Evaluator:
 
     @property
     def _cutting(self) -> Any:
-        """Who makes networks of schemes: a module with these verbs for channels, and one for single weights."""
-        return slicing if self.space.granularity == "channel" else masking
+        return cutting(self.space.granularity)
 
     # -- what is known once --------------------------------------------------------------------
 

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from autoprune import chart, data, masking, slicing
+from autoprune import chart, data
 from autoprune.cost import LABELS
 from autoprune.errors import UserError
-from autoprune.evaluate import Evaluator
+from autoprune.evaluate import Evaluator, cutting
 from autoprune.exporters import scheme_file
 from autoprune.fidelity import Fidelity
 from autoprune.finalists import Rounds, Settled
@@ -151,9 +151,7 @@ def finish(found: Outcome, function: Finish, run: Run, test: Any) -> Run:
     scheme = with_indices(found.best.scheme, evaluator.kept(found.best.scheme))
     try:
         network = _trained(function, run.model).to(evaluator.device).eval()
-        (slicing if evaluator.space.granularity == "channel" else masking).check_removed(
-            network, evaluator.space, scheme
-        )
+        cutting(evaluator.space.granularity).check_removed(network, evaluator.space, scheme)
         seen = evaluator.observe(network)
         for name in ("loss", "accuracy", "kl"):
             if math.isfinite(getattr(answer, name)) and not math.isfinite(getattr(seen, name)):

@@ -78,10 +78,10 @@ class Data:
         return self.validation
 
 
-def identity(model: nn.Module, images: Tensor) -> str:
-    """A short hash of a network's tensors and of images: what the checkpoints in a folder belong to."""
+def identity(model: nn.Module, *others: Tensor) -> str:
+    """A short hash of a network's tensors and of images or masks: what the checkpoints in a folder belong to."""
     sha = sha256()
-    for tensor in (*(tensor for _, tensor in named_tensors(model)), images):
+    for tensor in (*(tensor for _, tensor in named_tensors(model)), *others):
         sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()[:16]
 

@@ -7,10 +7,10 @@ they have; nothing is initialised again. A weight that is gone stays gone, throu
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from autoprune import checkpoint, masks
-from autoprune.finetune import Method, Recipe, Step, Tell, finetune, sgd
+from autoprune import masks
+from autoprune.finetune import Recipe, Step, Tell, finetune, holding
 from autoprune.masks import Masks
-from autoprune.recipes.data import Data
+from autoprune.recipes.data import Data, identity
 from autoprune.recipes.rates import check, counts
 from autoprune.recipes.rounds import sparsities
 
@@ -64,18 +64,12 @@ def retrain(
 
     ``facts`` say which training this is. The folder of another one, or of the same from other weights, is refused.
     """
-    start = {"weights": _digest(model, found), **facts}
-    with ExitStack() as until_trained:
-
-        def optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-            descent = sgd(model, recipe)
-            until_trained.enter_context(masks.held(model, found, descent))
-            return descent
-
-        method = Method(step=step, optimizer=optimizer, keep="last", facts=start)
-        train = data.training(str(facts["method"]))
-        heard = lambda record: tell({**facts, **record})  # noqa: E731  # a record of finetune, and whose it is
-        return finetune(model, train, data.validation or [], folder, recipe, method=method, tell=heard)
+    start = {"weights": identity(model, *found.values()), **facts}
+    masks.impose(model, found)
+    method = replace(holding(found), step=step, keep="last", facts=start)
+    train = data.training(str(facts["method"]))
+    heard = lambda record: tell({**facts, **record})  # noqa: E731  # a record of finetune, and whose it is
+    return finetune(model, train, data.validation or [], folder, recipe, method=method, tell=heard)
 
 
 def iterative(
@@ -153,11 +147,3 @@ def thinner(model: nn.Module, found: Masks) -> Iterator[None]:
     finally:
         for one, p in before:
             one.p = p
-
-
-def _digest(model: nn.Module, found: Masks) -> str:
-    """Tells two masked networks apart."""
-    sha = hashlib.sha256()
-    for tensor in (*checkpoint.tensors(model).values(), *(mask.cpu() for mask in found.values())):
-        sha.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()[:16]
