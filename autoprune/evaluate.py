@@ -267,7 +267,9 @@ class Evaluator:
         return recover.find(name, self.space.granularity)
 
     def _context(self, model: nn.Module, kept: Kept, share: float = 1.0) -> Context:
-        return Context(model, self.space, kept, self.statistics, self.calibration, share, self._remembered)
+        known = self.space.granularity == "channel" and "_ranked" in vars(self)  # schemes with indices need no ranking
+        ranked = self._ranked if known else ()
+        return Context(model, self.space, kept, self.statistics, self.calibration, share, self._remembered, ranked)
 
     def _origin(self, after: tuple[Scheme, ...]) -> Origin:
         """What candidates are cut from that are measured after other schemes: the last of them, tuned."""

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from autoprune import settings
+from autoprune import nested, settings
 from autoprune.errors import UserError
 from autoprune.forward import batch_size, call, evaluating, leading, to
 from autoprune.gram import Gram
@@ -38,6 +39,7 @@ class Context:
     In a space of single weights ``kept`` are masks, which :func:`autoprune.masking.by_name` gives by the names of their
     tensors, and the statistics' Gram matrices are those of every such tensor.
 
+    ``ranked`` are the units of every group in the order in which they stay, if one order holds for all candidates.
     ``share`` is the part of the images it would usually look at that it may look at. ``remembered`` is what
     recoveries found out about the model and the data: it outlives the candidate, and all candidates of an evaluator
     have the same.
@@ -50,6 +52,7 @@ class Context:
     batches: Batches
     share: float = 1.0
     remembered: dict[Any, Any] = field(default_factory=dict)
+    ranked: Sequence[NDArray[np.int64]] = ()
 
 
 Recovery = Callable[[nn.Module, Context], None]
@@ -64,8 +67,10 @@ def least_squares(candidate: nn.Module, context: Context, ridge: float = RIDGE) 
 
     With G the Gram matrix of the dense input, S the kept and R the removed columns,
     W_S <- W_S + (G_SS + r I)^-1 G_SR W_R, the minimiser of |X W - X_S W_S'|^2 + r |W_S' - W_S|^2 where
-    r = ``ridge`` x mean diagonal of G_SS. Where the layer has a bias or feeds a batch norm, G is centred
-    and that constant takes up the shift. Layers without a Gram matrix keep their weights.
+    r = ``ridge`` x mean diagonal of G. Where the layer has a bias or feeds a batch norm, G is centred
+    and that constant takes up the shift. Layers without a Gram matrix keep their weights. Where the candidates of an
+    evaluator remove a layer's channels in one order, what they have in common is computed once
+    (:mod:`autoprune.nested`).
     """
     chosen = selections(context.space, context.kept, context.space.shapes)
     tensors = dict(named_tensors(candidate))
@@ -73,15 +78,32 @@ def least_squares(candidate: nn.Module, context: Context, ridge: float = RIDGE) 
         axes = chosen.get(path, {})
         if 1 not in axes:
             continue
-        weight, lost = _repaired(context.model.get_parameter(path).detach(), gram, axes[1], ridge)
-        if 0 in axes:
-            weight, lost = weight[axes[0]], lost[axes[0]]
+        known = _in_order(context, path, gram, ridge)
+        if known is not None and known.knows(axes[1].numpy()):
+            weight, lost = known.repaired(len(axes[1]), axes.get(0, slice(None)))
+        else:
+            weight, lost = _solved(context.model.get_parameter(path).detach(), gram, axes[1], ridge)
+            if 0 in axes:
+                weight, lost = weight[axes[0]], lost[axes[0]]
         with torch.no_grad():
-            tensors[path].copy_(weight)
+            tensors[path].copy_(weight.reshape(tensors[path].shape))
         gram.absorb(lost, tensors)
 
 
-def _repaired(weight: Tensor, gram: Gram, kept: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+def _in_order(context: Context, path: str, gram: Gram, ridge: float) -> nested.Nested | None:
+    """What the repairs of a dense layer have in common, if its inputs leave in one order."""
+    if not len(context.ranked) or len(gram.mean) > 1 or context.model is not context.statistics.model:
+        return None
+    weight = context.model.get_parameter(path).detach()
+    key = "least_squares", path, ridge
+    if key not in context.remembered:
+        order = nested.orders(context.space, context.ranked, {path: weight.shape}).get(path)
+        context.remembered[key] = None if order is None else nested.Nested(weight, gram, order, ridge)
+    known: nested.Nested | None = context.remembered[key]
+    return None if known is None else known.to(weight.device)
+
+
+def _solved(weight: Tensor, gram: Gram, kept: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
     """New weights for the kept inputs, and what each output channel lost on average."""
     taps = weight[0, 0].numel()
     columns = np.arange(weight[0].numel()).reshape(-1, taps)
@@ -92,11 +114,11 @@ def _repaired(weight: Tensor, gram: Gram, kept: Tensor, ridge: float) -> tuple[T
     for second, mean, part in zip(gram.second, gram.mean, dense, strict=True):
         read = second[stays]
         square = read[:, stays]
-        square.diagonal().add_(ridge * float(square.diagonal().mean()) + 1e-12)
+        square.diagonal().add_(nested.damping(second, ridge))
         taken = torch.cholesky_solve(read[:, gone] @ part[:, gone].T, torch.linalg.cholesky(square)).T
         parts.append(part[:, stays] + taken)
         lost.append(part[:, gone] @ mean[gone] - taken @ mean[stays])
-    return torch.cat(parts).reshape(len(weight), len(kept), *weight.shape[2:]), torch.cat(lost)
+    return torch.cat(parts), torch.cat(lost)
 
 
 def recalibrate_bn(candidate: nn.Module, context: Context, images: int = BN_IMAGES) -> None:

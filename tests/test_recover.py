@@ -154,7 +154,7 @@ def solved(layer: nn.Module, x: torch.Tensor, kept: torch.Tensor, ridge: float, 
     for read, weight in zip(rows(layer, x, draw(total, ALL)), parts, strict=True):
         mean = read.mean(0)
         moved = read - mean if centred else read
-        damping = ridge * float(moved[:, stays].square().mean())
+        damping = ridge * float(moved.square().mean())
         design = torch.cat([moved[:, stays], (len(read) * damping) ** 0.5 * torch.eye(len(stays), dtype=read.dtype)])
         target = torch.cat([moved[:, gone] @ weight[:, gone].T, torch.zeros(len(stays), len(weight), dtype=read.dtype)])
         taken = torch.linalg.lstsq(design, target).solution.T

@@ -181,7 +181,7 @@ def test_a_candidate_starts_from_the_tuned_weights_of_the_one_it_comes_after(net
     def by_hand(origin: nn.Module, scheme: Scheme, number: int) -> nn.Module:
         kept = evaluator.kept(scheme)
         candidate = prune(origin, space, kept)
-        context = Context(origin, space, kept, evaluator.statistics, evaluator.calibration)
+        context = Context(origin, space, kept, evaluator.statistics, evaluator.calibration, ranked=evaluator._ranked)
         with fixed_threads(evaluator.threads):  # another number of threads gives other last bits
             least_squares(candidate, context)
             recalibrate_bn(candidate, context)
