@@ -1,7 +1,7 @@
 """Train once, prune anywhere: accuracy at four widths, and whether generated weights tell which scheme is good.
 
     python benchmarks/train_once.py [--epochs 12] [--seeds 3] [--folder FOLDER]
-    AUTOPRUNE_DATA=... python benchmarks/train_once.py --cifar 16 [--device cuda] [--epochs 30] [--seeds 1]
+    AUTOPRUNE_DATA=... python benchmarks/train_once.py --cifar 16 [--images 4000] [--epochs 8] [--seeds 1]
 
 First table: test accuracy at 25, 50, 75 and 100 % width of networks trained in so many epochs each: one per width; one
 at full width, pruned afterwards (obs, least squares, batch norms estimated anew); a slimmable one; a universally
@@ -10,7 +10,7 @@ slimmable one, and the same without parts of it. Mean over seeds, and their rang
 Second: rank correlation over random schemes of half of the multiply-adds between the accuracy that MetaPruning's
 generated weights give (validation images) and that of networks trained from scratch, and what its search finds beside
 uniform widths, both trained from scratch. By default the embedded network on the digits; ResNet-20 on CIFAR-10 with
-``--cifar SIZE``. Finished rows are kept in FOLDER: the same command goes on.
+``--cifar SIZE``, on a GPU with ``--device cuda``. Finished rows are kept in FOLDER: the same command goes on.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from autoprune.finetune import Recipe, finetune, judge
 from autoprune.recipes import source
 from autoprune.recipes.narrow import first, uniform
 from autoprune.recipes.slimmable import Slimmable
+from autoprune.recover import first as first_images
 from autoprune.scheme import Scheme
 from autoprune.slicing import prune
 from autoprune.space import SearchSpace
@@ -46,13 +47,14 @@ def main() -> None:
     """Train, prune, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cifar", type=int, default=None, metavar="SIZE", help="CIFAR-10 at this many pixels")
+    parser.add_argument("--images", type=int, default=None, help="training images; all of them without it")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--folder", default=None)
     given = parser.parse_args()
     folder = Path(given.folder or tempfile.mkdtemp())
-    bench = Bench(given.cifar, given.epochs, given.device, folder)
+    bench = Bench(given.cifar, given.images, given.epochs, given.device, folder)
     print(f"{bench.name}, {given.epochs} epochs, seeds 0 to {given.seeds - 1}, torch {torch.__version__}\n")
     print(f"| test accuracy at width | {' | '.join(f'{width:.0%}' for width in WIDTHS)} |")
     print(f"|---|{'---|' * len(WIDTHS)}")
@@ -76,7 +78,7 @@ def main() -> None:
 class Bench:
     """One network, its data, and what has been found out about it."""
 
-    def __init__(self, size: int | None, epochs: int, device: str, folder: Path) -> None:
+    def __init__(self, size: int | None, images: int | None, epochs: int, device: str, folder: Path) -> None:
         self.name = "digits" if size is None else f"ResNet-20 on CIFAR-10 at {size}²"
         self.model = "autoprune:digits" if size is None else "autoprune:resnet20"
         self.epochs, self.device, self.folder = epochs, device, folder
@@ -87,8 +89,12 @@ class Bench:
             self.splits = data.load(f"imagefolder:{archive}", 2048, 2048, input_size=size)
         assert self.splits.train is not None and self.splits.test is not None
         self.train, self.test = list(self.splits.train()), list(self.splits.test())
-        images: Any = self.splits.validation[0][0]
-        self.example: torch.Tensor = images[:1]
+        if images is not None:
+            self.train = list(first_images(self.train, images))
+            self.name += f", {sum(len(x) for x, _ in self.train)} training images"
+        example: Any = self.splits.validation[0][0]
+        self.example: torch.Tensor = example[:1]
+        self._trained: dict[str, Any] = {}  # two rows judge one network
         folder.mkdir(parents=True, exist_ok=True)
 
     def fresh(self, seed: int) -> tuple[nn.Module, SearchSpace]:
@@ -109,12 +115,17 @@ class Bench:
 
     def once(self, name: str, seed: int, **options: Any) -> tuple[nn.Module, SearchSpace, source.Source]:
         """A recipe's network, as it was trained and as a search reads it."""
-        model, space = self.fresh(seed)
-        with tempfile.TemporaryDirectory() as place:
-            trained = source.train(
-                name, model, space, self.train, self.splits.validation, place, recipe=self.recipe(seed), options=options
-            )
-            return trained, space, source.read(place, self.fresh(seed)[0], space)
+        asked = repr((name, seed, options))
+        if asked not in self._trained:
+            model, space = self.fresh(seed)
+            with tempfile.TemporaryDirectory() as place:
+                trained = source.train(
+                    name, model, space, self.train, self.splits.validation, place, recipe=self.recipe(seed),
+                    options=options,
+                )  # fmt: skip
+                self._trained[asked] = trained, space, source.read(place, self.fresh(seed)[0], space)
+        found: tuple[nn.Module, SearchSpace, source.Source] = self._trained[asked]
+        return found
 
     def read_off(self, found: source.Source, space: SearchSpace) -> Evaluator:
         """What a search would measure candidates with."""
@@ -208,9 +219,9 @@ ROWS: Mapping[str, Callable[[Bench, int], list[float]]] = {
     "one network, pruned afterwards": pruned,
     "slimmable": slimmable,
     "universally slimmable": universal,
+    "… batch norms not estimated anew": lambda bench, seed: universal(bench, seed, estimated=False),
     "… without the sandwich rule": lambda bench, seed: universal(bench, seed, sandwich=False),
     "… without distillation": lambda bench, seed: universal(bench, seed, distill=False),
-    "… batch norms not estimated anew": lambda bench, seed: universal(bench, seed, estimated=False),
 }
 
 
