@@ -22,7 +22,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Panel:
-    """One curve: its ``line``, the ``dots`` on it that were measured, and where across it ``failed``.
+    """One curve: its ``line``, the ``dots`` on it that were measured and what each says, and where it ``failed``.
 
     Across goes from 0 to 1; up nothing is negative. A panel without a line is grey and has its ``note`` alone.
     """
@@ -32,15 +32,16 @@ class Panel:
     line: Sequence[Point] = ()
     dots: Sequence[Point] = ()
     failed: Sequence[float] = ()
+    says: Sequence[str] = ()
 
 
-def multiples(panels: Sequence[Panel], title: str, across: str, notes: Sequence[str]) -> str:
+def multiples(panels: Sequence[Panel], title: str, across: str, notes: Sequence[str], columns: int = COLUMNS) -> str:
     """The panels row by row, as they come.
 
     The vertical axis of all is the same and logarithmic, four decades from the highest point of any; what is less lies
     on its bottom. So curves that differ by a factor show it, whatever the steepest of them loses.
     """
-    columns = min(COLUMNS, len(panels))
+    columns = min(columns, len(panels))
     rows = math.ceil(len(panels) / columns)
     top = MARGIN + 24 + 18 * len(notes) + 44
     width = max(LEFT + columns * (WIDE + BESIDE) + MARGIN, 640)
@@ -81,9 +82,10 @@ def _panel(panel: Panel, left: int, top: int, decade: int, first: bool) -> Itera
         yield f'<text x="{left + WIDE * share}" y="{top + HIGH + 13}" {tick} text-anchor="middle">{share:g}</text>'
     points = " ".join("{:.1f},{:.1f}".format(*place(point)) for point in panel.line)
     yield f'<polyline points="{points}" fill="none" stroke="{KEPT}" stroke-width="2"/>'
-    for point in panel.dots:
+    for number, point in enumerate(panel.dots):
         x, y = place(point)
-        yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{KEPT}"/>'
+        said = f"<title>{escape(panel.says[number])}</title>" if panel.says else ""
+        yield f'<circle class="mark" cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{KEPT}">{said}</circle>'
     for share in panel.failed:
         x = left + WIDE * share
         yield f'<path d="M{x - 4:.1f},{top - 4}l8,8m0,-8l-8,8" stroke="{DAMAGE}" stroke-width="2"/>'

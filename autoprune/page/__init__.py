@@ -1,18 +1,56 @@
 """A run as one page, ``report.html``: it opens without a network and needs no other file.
 
-What is on it is read from the run's folder alone, so that a run of anybody can be drawn again. ``facts`` gathers it,
-``report.html`` lays it out, ``style.css`` and ``script.js`` are put inside.
+What is on it is read from the run's folder alone (and, where it is about the same network, from a sensitivity analysis
+or a proxy check beside it), so that a run of anybody can be drawn again. There is a module for each kind of run, which
+makes an :class:`~autoprune.page.parts.Article`; ``report.html`` lays articles out, ``style.css`` and ``script.js`` are
+put inside. Nothing from a folder becomes markup, and the page itself forbids browsers all scripts but its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import base64
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from autoprune.page.facts import Facts
-from autoprune.run import Run
+from autoprune.errors import UserError
+from autoprune.page import comparison, proxy, search, sensitivity, sparsity, together
+from autoprune.page.parts import Article, Section
+from autoprune.run import ROOT, Run
 
 REPORT = "report.html"
+KINDS: Mapping[str, Callable[[Run], Article]] = {
+    search.KIND: search.article,
+    comparison.KIND: comparison.article,
+    sensitivity.KIND: sensitivity.article,
+    sparsity.KIND: sparsity.article,
+    proxy.KIND: proxy.article,
+}
+
+
+def find(name: Path | str) -> Run:
+    """A run by its folder, or by its name under ``runs/``; a proxy check, which is no run, as well."""
+    for folder in (Path(name), Path(ROOT) / name):
+        if (folder / proxy.RECORD).is_file():
+            return proxy.as_run(folder)
+    return Run.open(name)
+
+
+def article(run: Run) -> Article:
+    """What there is to tell of a run."""
+    kind = (run.config.get("request") or {}).get("kind", search.KIND)
+    if kind not in KINDS:
+        raise UserError(f"run {run.name} is of kind {kind!r}: reports are there for {', '.join(KINDS)}")
+    if kind != proxy.KIND and not run.summary:
+        raise UserError(f"run {run.name} has no result yet: let it finish first")
+    try:
+        return KINDS[kind](run)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(
+            f"run {run.name} cannot be drawn ({reason}): a file of its folder is not as it was written"
+        ) from error
 
 
 def render(runs: Sequence[Run]) -> str:
@@ -23,11 +61,10 @@ def render(runs: Sequence[Run]) -> str:
         loader=PackageLoader("autoprune", "page"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    here = Path(__file__).parent
+    style, script = (_own(name) for name in ("style.css", "script.js"))
+    articles = [article(run) for run in runs]
     return environment.get_template(REPORT).render(
-        runs=[Facts(run) for run in runs],
-        style=(here / "style.css").read_text(encoding="utf-8"),
-        script=(here / "script.js").read_text(encoding="utf-8"),
+        articles=articles, together=_together(runs, articles), style=style, script=script, digest=_digest(script)
     )
 
 
@@ -36,3 +73,24 @@ def write(run: Run) -> Path:
     path = run.folder / REPORT
     path.write_text(render([run]), encoding="utf-8")
     return path
+
+
+def _together(runs: Sequence[Run], articles: Sequence[Article]) -> list[Section]:
+    """What searches among the runs have in common, where there are several."""
+    searches = [run for run, told in zip(runs, articles, strict=True) if told.kind == search.KIND]
+    return together.sections(searches, told_apart(searches)) if len(searches) > 1 else []
+
+
+def told_apart(runs: Sequence[Run]) -> list[str]:
+    """Names of runs; of those that are called the same, with the folder that each lies in."""
+    times = Counter(run.name for run in runs)
+    return [run.name if times[run.name] == 1 else str(run.folder) for run in runs]
+
+
+def _own(name: str) -> str:
+    return "\n" + (Path(__file__).parent / name).read_text(encoding="utf-8")
+
+
+def _digest(script: str) -> str:
+    """What the page's policy calls its script by."""
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
