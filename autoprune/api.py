@@ -36,6 +36,7 @@ from autoprune.latency.conditions import Conditions
 from autoprune.latency.meter import here
 from autoprune.latency.predict import liked
 from autoprune.latency.source import Source, batch_of, predictor
+from autoprune.listeners import Listener, Listeners, together
 from autoprune.loop import Stop
 from autoprune.memory import PeakMemory
 from autoprune.operations import record
@@ -51,7 +52,7 @@ from autoprune.scheme import Scheme
 from autoprune.searchers import Searcher
 from autoprune.space import SearchSpace
 from autoprune.statistics import Statistics
-from autoprune.tensorboard import Listener, check_installed
+from autoprune.tensorboard import check_installed
 from autoprune.tuning import LR, STEPS, Tuning
 
 ON_DEVICE = ("memory", LATENCY)
@@ -120,7 +121,7 @@ def problem(
     name: str | None = None,
     source: Mapping[str, Any] | None = None,
     identity: Mapping[str, Any] | None = None,
-    listener: Listener | None = None,
+    listener: Listeners = None,
 ) -> Problem:
     """What is searched, made once for any number of searches; the arguments are those of :func:`search`.
 
@@ -128,7 +129,7 @@ def problem(
     where two of one name measure differently, such as ``evaluate`` for two data sets, it has to say which is which.
     ``tables`` is the folder for a latency table that has to be measured first.
     """
-    tell = listener or (lambda event, facts: None)
+    tell: Listener = together(listener)
     if evaluate is not None and test is not None:
         raise UserError(
             "test is for class labels: with an evaluate function, measure run.model on the test data yourself"
@@ -220,7 +221,7 @@ def search(
     run: str | None = None,
     root: Path | str = ROOT,
     ledger: Path | str | None = None,
-    listener: Listener | None = None,
+    listener: Listeners = None,
     tensorboard: bool = False,
     workers: int | Workers = 1,
     **measured: Any,
@@ -243,11 +244,11 @@ def search(
     learning rate ``tune_lr`` before it is measured, see :class:`autoprune.tuning.Tuning`. ``name`` and ``source`` (how
     to load the network again) are written down.
 
-    Once the budget, the reward or ``also`` (names of costs) speaks of "memory" (peak activation bytes) or "latency"
-    (milliseconds), these are costs as well. ``latency`` is a table (:mod:`autoprune.latency`), the path of one, or
-    ``function(network) -> ms`` for a device elsewhere; without it a table is measured here, under ``conditions``,
-    before the search. With ``strict`` a table for another device or batch is refused. Under a latency cap only
-    widths are tried that the hardware rewards, and the answer meets the cap as measured, see
+    Once the budget, the reward, the objectives or ``also`` (names of costs) speak of "memory" (peak activation bytes)
+    or "latency" (milliseconds), these are costs as well. ``latency`` is a table (:mod:`autoprune.latency`), the path of
+    one, or ``function(network) -> ms`` for a device elsewhere; without it a table is measured here, under
+    ``conditions``, before the search. With ``strict`` a table for another device or batch is refused. Under a latency
+    cap only widths are tried that the hardware rewards, and the answer meets the cap as measured, see
     :mod:`autoprune.finalists`.
 
     ``trials``, ``timeout`` (seconds of measuring) and ``target`` (a reward) stop the search. ``start`` are
@@ -275,12 +276,17 @@ def search(
     Everything goes to ``root/run``. The same name and request continue a run: what was measured is not
     measured again, and a larger ``trials`` extends it. With a ``ledger`` (a journal file, or a storage URL of Optuna)
     several runs, and the searches of other seeds and budgets, share what they measured. ``model`` is left as it is.
-    Ctrl-C ends the search with the best so far. ``listener(event, facts)`` is told "traced", "budget", "dense",
-    "uniform", "trial", "finish", "done"; ``tensorboard`` draws the trials as curves in the run's folder, see
-    :mod:`autoprune.tensorboard`.
+    Ctrl-C ends the search with the best so far.
+
+    ``listener`` is a function ``(event, facts)``, or several, told of every step and every trial: docs/tracking.md has
+    the events. One that answers "trial" with something true ends the search; one that raises is warned of.
+    :class:`autoprune.progress.Watch` shows the search live, :mod:`autoprune.trackers` send it to MLflow or Weights &
+    Biases, and ``tensorboard`` draws the trials as curves in the run's folder, see :mod:`autoprune.tensorboard`.
     """
     if tensorboard:
         check_installed()
+    listener = together(listener)
+    measured["also"] = (*measured.get("also", ()), *_texts(objectives))
     made = problem(model, example, calibration, validation, budget=budget, listener=listener, **measured)
     with made.pool(workers) as pool:
         return made.search(
@@ -347,12 +353,14 @@ def _speaks_of(cost: str, budget: Any, *others: Any) -> bool:
     """Whether a budget in words, a reward by name or a list of costs needs this one."""
     if isinstance(budget, Budget):  # it has its costs
         budget = ()
-    texts = [text for given in (budget, *others) for text in ([given] if isinstance(given, str) else _texts(given))]
+    texts = [text for given in (budget, *others) for text in _texts(given)]
     return any(re.search(rf"(^|[\s,:=-]){cost}($|[\s,:=_])", text) for text in texts)
 
 
 def _texts(given: Any) -> list[str]:
-    return [text for text in given if isinstance(text, str)] if isinstance(given, list | tuple) else []
+    """A name, or the names among several things that may be functions as well."""
+    several = given if isinstance(given, list | tuple) else [given]
+    return [text for text in several if isinstance(text, str)]
 
 
 def _costs(space: SearchSpace, own: Mapping[str, Cost] | None) -> dict[str, Cost]:

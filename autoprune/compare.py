@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from autoprune import chart, searchers, settings
 from autoprune.claim import ClaimedError
 from autoprune.errors import UserError
+from autoprune.listeners import Listeners
 from autoprune.loop import Stop
 from autoprune.pool import Pool
 from autoprune.problem import Problem
@@ -121,6 +122,7 @@ def compare(  # noqa: PLR0913 - what a comparison says
     root: Path | str = ROOT,
     ledger: Path | str | None = None,
     tell: Callable[[Run], None] | None = None,
+    listener: Listeners = None,
     pool: Pool | None = None,
 ) -> Comparison:
     """Search ``problem`` with every searcher and seed, and write table and curves to ``root/run``.
@@ -131,8 +133,9 @@ def compare(  # noqa: PLR0913 - what a comparison says
 
     The same call continues a comparison that was stopped, others add searchers, seeds or trials to it; runs with fewer
     trials or seconds than the latest call gave are no part of the table until they have been extended. Several
-    processes may work on one: a run that another process drives is left to it. ``tell`` hears of every finished run.
-    ``pool`` (:meth:`Problem.pool`) measures instead of this process, and stays open.
+    processes may work on one: a run that another process drives is left to it. ``tell`` hears of every finished run,
+    ``listener`` of all that each search tells (:func:`autoprune.search`). ``pool`` (:meth:`Problem.pool`) measures
+    instead of this process, and stays open.
     """
     chosen = {text: parse(text) for text in named}
     told_apart = {(name, tuple(sorted(map(str, options.items())))) for name, options in chosen.values()}
@@ -166,7 +169,7 @@ def compare(  # noqa: PLR0913 - what a comparison says
             try:
                 found = _finished(folder / place, stop.rules) or problem.search(
                     name, options, stop=stop, seed=seed, batch=batch, run=place, root=folder,
-                    ledger=folder / LEDGER if ledger is None else ledger, pool=pool,
+                    ledger=folder / LEDGER if ledger is None else ledger, listener=listener, pool=pool,
                 )  # fmt: skip
             except ClaimedError as error:
                 busy.append((text, seed))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -26,6 +26,7 @@ from autoprune.hints import Hints
 from autoprune.latency.calibrate import sliced
 from autoprune.latency.meter import Meter
 from autoprune.ledger import Ledger
+from autoprune.listeners import Listener, Listeners, farewell, together
 from autoprune.loop import Loop, Stop
 from autoprune.objective import Objective
 from autoprune.pool import InProcess, Pool, Workers
@@ -36,8 +37,8 @@ from autoprune.scheme import Scheme
 from autoprune.searchers import Searcher
 from autoprune.space import SearchSpace
 from autoprune.storage import place
-from autoprune.tensorboard import Listener, drawn
-from autoprune.trial import Trial
+from autoprune.tensorboard import drawn
+from autoprune.trial import Measurement, Trial
 
 AGREEMENT = 1e-4  # of the dense loss: how far a candidate with nothing cut may be from the dense network
 REPEATED = Fidelity(recovery="none")
@@ -114,7 +115,7 @@ class Problem:
         run: str | None = None,
         root: Path | str = ROOT,
         ledger: Path | str | None = None,
-        listener: Listener | None = None,
+        listener: Listeners = None,
         tensorboard: bool = False,
         pool: Pool | None = None,
     ) -> Run:
@@ -122,7 +123,7 @@ class Problem:
 
         Candidates are measured by ``pool``, which stays open, or in this process.
         """
-        tell = listener or (lambda event, facts: None)
+        tell: Listener = together(listener)
         evaluator, budget = self.evaluator, self.budget
         timed = self.meter is not None and LATENCY in budget.caps
         if timed or budget.space.granularity != "channel":  # searchers know counts that hardware rewards, or a grid
@@ -159,15 +160,14 @@ class Problem:
             **surroundings(),
         }
         folder = make_folder(root, run or new_name(root, self.name, "-".join(budget.caps)))
-        with claim(folder), drawn(folder, tell) if tensorboard else nullcontext(tell) as tell:
+        with claim(folder), drawn(folder, tell) if tensorboard else nullcontext(tell) as tell, farewell(tell):
             prepare(folder, config)
+            tell("started", {"folder": folder, "config": config})
             path = folder / LEDGER if ledger is None else ledger
             records = Ledger(path, evaluator.fingerprint, evaluator.space.groups)
-            self.check_dense()
-            tell("dense", {"measurement": evaluator.dense})
-            baseline = self._baseline(records)
-            tell("uniform", {"trial": baseline})
+            baseline = self._references(records, tell)
             hints = replace(evaluator.hints(), starts=tuple(start))
+            measuring = Noting(pool or InProcess(evaluator))
 
             def begin(budget: Budget, hints: Hints, seed: int, stop: Stop) -> Loop:
                 proposals = propose(budget.space, budget, seed=seed, hints=hints, batch=batch)
@@ -175,8 +175,8 @@ class Problem:
                     proposals, budget, self.reward, records, stop, discount=evaluator.evaluate is None, race=race
                 )
 
-            loop = begin(budget, hints, seed, _told(stop, tell))
-            interrupted = drive(loop, pool or InProcess(evaluator))
+            loop = begin(budget, hints, seed, _told(stop, tell, measuring))
+            interrupted = drive(loop, measuring)
             best = max((t for t in (baseline, loop.best) if t is not None and not t.failed), key=_reward, default=None)
             if best is None:
                 raise UserError(
@@ -188,8 +188,9 @@ class Problem:
 
                 def search_on(tight: Budget, starts: Sequence[Scheme], number: int) -> Loop:
                     tell("tightened", {"budget": tight, "round": number})
-                    more = begin(tight, replace(hints, starts=tuple(starts)), seed + number, _told(_less(stop), tell))
-                    drive(more, pool or InProcess(evaluator))
+                    told = _told(_less(stop), tell, measuring)
+                    more = begin(tight, replace(hints, starts=tuple(starts)), seed + number, told)
+                    drive(more, measuring)
                     return more
 
                 tell("finalists", {})
@@ -250,6 +251,14 @@ class Problem:
                 )
         self._agrees = True
 
+    def _references(self, ledger: Ledger, tell: Listener) -> Trial:
+        """What candidates are held against: the dense network, which is told of, and the uniform scheme's trial."""
+        self.check_dense()
+        tell("dense", {"measurement": self.evaluator.dense})
+        baseline = self._baseline(ledger)
+        tell("uniform", {"trial": baseline})
+        return baseline
+
     def _baseline(self, ledger: Ledger) -> Trial:
         """The uniform scheme, measured like every candidate."""
         measurement = ledger.find(self.uniform) or self.evaluator(self.uniform)
@@ -270,12 +279,30 @@ def _legal(scheme: Scheme, space: SearchSpace) -> Scheme:
     return scheme if kept == scheme.kept else Scheme(kept, scheme.granularity)
 
 
-def _told(stop: Stop, tell: Listener) -> Stop:
+class Noting:
+    """Measures through a pool, and knows afterwards what it was: of all else the ledger told."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._measured: set[tuple[Scheme, Fidelity]] = set()
+
+    def measure(self, schemes: Iterable[Scheme], fidelity: Fidelity) -> Iterator[tuple[Scheme, Measurement]]:
+        """As the pool does."""
+        for scheme, measurement in self._pool.measure(schemes, fidelity):
+            self._measured.add((scheme, fidelity.finished))
+            yield scheme, measurement
+
+    def has(self, trial: Trial) -> bool:
+        """Whether this is where the trial was measured."""
+        return (trial.scheme, trial.fidelity.finished) in self._measured
+
+
+def _told(stop: Stop, tell: Listener, measuring: Noting) -> Stop:
     """The stop rules, with a callback that tells of every trial."""
 
     def callback(trial: Trial, loop: Loop) -> bool:
         asked = stop.callback is not None and stop.callback(trial, loop)
-        return bool(tell("trial", {"trial": trial, "loop": loop})) or asked
+        return bool(tell("trial", {"trial": trial, "loop": loop, "measured": measuring.has(trial)})) or asked
 
     return Stop(stop.trials, stop.timeout, stop.target, callback)
 
@@ -290,7 +317,7 @@ def _reward(trial: Trial) -> float:
     return trial.reward
 
 
-def drive(loop: Loop, pool: Pool) -> bool:
+def drive(loop: Loop, pool: Pool | Noting) -> bool:
     """Run the loop to its end; whether Ctrl-C ended it. A stop rule in the middle of a batch leaves its rest out."""
     try:
         while schemes := loop.ask():

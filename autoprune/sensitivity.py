@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any, Literal
 from autoprune.claim import claim
 from autoprune.errors import UserError
 from autoprune.ledger import Ledger
+from autoprune.listeners import Listener, Listeners, together
 from autoprune.loop import Loop, Stop
 from autoprune.multiples import Panel, multiples
 from autoprune.pool import InProcess, Pool
-from autoprune.problem import Problem
+from autoprune.problem import Noting, Problem
 from autoprune.references import stable_name
 from autoprune.run import LEDGER, ROOT, SUMMARY, make_folder, new_name, prepare, read_json, surroundings, write_json
 from autoprune.searchers import Proposals
 from autoprune.searchers.sensitivity import Table, sampled, table
 from autoprune.storage import place
-from autoprune.tensorboard import Listener
 from autoprune.trial import Measurement, Trial
 
 if TYPE_CHECKING:
@@ -223,7 +223,7 @@ def sensitivity(
     run: str | None = None,
     root: Path | str = ROOT,
     ledger: Path | str | None = None,
-    listener: Listener | None = None,
+    listener: Listeners = None,
     pool: Pool | None = None,
 ) -> Sensitivity:
     """Measure what every group alone loses at ``points`` counts, in the folder ``root/run``.
@@ -241,7 +241,7 @@ def sensitivity(
         raise UserError(f"batch={batch}: at least one scheme must be asked for at a time")
     evaluator, space = problem.evaluator, problem.evaluator.space
     next(table(space, batch=batch, points=points))  # refuses wrong points before there is a folder
-    tell = listener or (lambda event, facts: None)
+    tell: Listener = together(listener)
     config = {
         "name": problem.name,
         "request": {**evaluator.protocol, "kind": KIND, "points": points},
@@ -264,10 +264,10 @@ def sensitivity(
             tables.append((yield from table(space, batch=batch, points=points)))
 
         def heard(trial: Trial, loop: Loop) -> bool:
-            tell("trial", {"trial": trial, "loop": loop})
+            tell("trial", {"trial": trial, "loop": loop, "measured": measuring.has(trial)})
             return loop.trials[0].failed  # then there is nothing to compare with
 
-        measuring = pool or InProcess(evaluator)
+        measuring = Noting(pool or InProcess(evaluator))
         loop = Loop(proposals(), problem.budget, problem.reward, records, Stop(callback=heard))
         try:
             while schemes := loop.ask():

@@ -11,12 +11,13 @@ rates).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoprune.errors import UserError
+from autoprune.listeners import Audience, Listener, Steps, numbers
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -25,8 +26,6 @@ FOLDER = "tensorboard"
 SUFFIX = ".autoprune"  # of event files written here: only these are ever removed
 FLUSH = 5  # seconds until somebody who watches sees a trial
 
-Listener = Callable[[str, Mapping[str, Any]], Any]
-
 
 def check_installed() -> None:
     """Refuse, with the remedy, if TensorBoard cannot be imported."""
@@ -34,15 +33,10 @@ def check_installed() -> None:
 
 
 @contextmanager
-def drawn(run: Path, listener: Listener) -> Iterator[Listener]:
+def drawn(run: Path, listener: Listener) -> Iterator[Audience]:
     """The listener of a search in the folder ``run``, which from now on draws what it hears as well."""
     with closing(Curves(run / FOLDER)) as curves:
-
-        def both(event: str, facts: Mapping[str, Any]) -> Any:
-            curves(event, facts)
-            return listener(event, facts)
-
-        yield both
+        yield Audience([curves, listener])
 
 
 class Curves:
@@ -55,20 +49,21 @@ class Curves:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._open: SummaryWriter | None = None
+        self._steps = Steps()
 
     def __call__(self, event: str, facts: Mapping[str, Any]) -> None:
         """Take one event; all but trials and epochs pass by, and quick looks, whose numbers are of another kind."""
-        if event == "trial" and facts["trial"].fidelity.full:
-            self._draw(len(facts["loop"].trials), _numbers(facts))
+        step = self._steps(event, facts)
+        if step is not None:
+            self._draw(step, numbers(facts))
         elif event == "epoch":
-            told = ((f"training/{name}", value) for name, value in facts.items() if name != "epoch")
-            self._draw(int(facts["epoch"]), told)
+            told = {f"training/{name}": value for name, value in facts.items() if name != "epoch"}
+            self._draw(int(facts["epoch"]), ((tag, value) for tag, value in told.items() if math.isfinite(value)))
 
-    def _draw(self, step: int, numbers: Iterable[tuple[str, float]]) -> None:
+    def _draw(self, step: int, told: Iterable[tuple[str, float]]) -> None:
         writer = self._writer(step)
-        for tag, value in numbers:
-            if math.isfinite(value):
-                writer.add_scalar(tag, value, step)
+        for tag, value in told:
+            writer.add_scalar(tag, value, step)
 
     def close(self) -> None:
         """Write down what still waits."""
@@ -84,21 +79,6 @@ class Curves:
             # The purge tells a TensorBoard that is watching to forget what was drawn of these steps before.
             self._open = _writer()(str(self.folder), purge_step=step, flush_secs=FLUSH, filename_suffix=SUFFIX)
         return self._open
-
-
-def _numbers(facts: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """Every number of a trial under its tag."""
-    trial, loop = facts["trial"], facts["loop"]
-    m = trial.measurement
-    yield "reward/last", trial.reward
-    if loop.best is not None:
-        yield "reward/best", loop.best.reward
-    yield from ((f"fraction/{name}", value) for name, value in m.fractions.items())
-    yield from (("loss", m.loss), ("accuracy", m.accuracy), ("kl", m.kl))
-    yield from ((f"metrics/{name}", value) for name, value in m.metrics.items())
-    space = loop.budget.space
-    rates = space.rates(trial.scheme)
-    yield from ((f"kept/{group.name}", float(rate)) for group, rate in zip(space.groups, rates, strict=True))
 
 
 def _writer() -> type[SummaryWriter]:

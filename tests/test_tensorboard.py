@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-import autoprune
 import toy
-from autoprune import data, demo, searchers
+from autoprune import api, data, demo, searchers
 from autoprune.budget import Budget
 from autoprune.errors import UserError
 from autoprune.hints import Hints
@@ -134,8 +133,30 @@ def test_a_session_that_measures_nothing_leaves_the_curves_as_they_are(
 
 
 def test_the_listener_still_hears_everything_and_may_end_the_search(tmp_path: Path) -> None:
-    with drawn(tmp_path, lambda event, facts: (event, facts)) as tell:
-        assert tell("dense", {"measurement": 1}) == ("dense", {"measurement": 1})
+    heard: list[Any] = []
+    with drawn(tmp_path, lambda event, facts: heard.append((event, facts)) or event == "dense") as tell:
+        assert tell("dense", {"measurement": 1}) is True
+        assert tell("budget", {}) is False
+    assert heard == [("dense", {"measurement": 1}), ("budget", {})]
+
+
+def test_a_further_round_under_a_tighter_latency_goes_on_in_the_same_curves(
+    play: Callable[..., list[Trial]], tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    trials = play(seen, 4)
+
+    class Round:
+        def __init__(self, count: int) -> None:
+            self.trials, self.best, self.budget = trials[:count], None, Budget.parse("macs=60%", toy.chain((8, 16, 12)))
+
+    with drawn(tmp_path, lambda event, facts: None) as tell:
+        for count in (1, 2):
+            tell("trial", {"trial": trials[count - 1], "loop": Round(count)})
+        tell("tightened", {})
+        tell("trial", {"trial": trials[2], "loop": Round(1)})
+    losses = [trial.measurement.loss for trial in trials]
+    assert curves(tmp_path / FOLDER)["loss"] == pytest.approx(dict(zip((1, 2, 3), losses[:3], strict=True)))
 
 
 @pytest.fixture
@@ -145,7 +166,7 @@ def search(tmp_path: Path, with_digits: Callable[[Path], Path]) -> Callable[...,
 
     def go(**choices: Any) -> Any:
         given = {"budget": "macs=50%", "searcher": "random", "trials": 3, "root": tmp_path, "run": "one", **choices}
-        return autoprune.search(network, torch.zeros(1, 1, 8, 8), splits.calibration, splits.validation, **given)
+        return api.search(network, torch.zeros(1, 1, 8, 8), splits.calibration, splits.validation, **given)
 
     return go
 
