@@ -15,13 +15,14 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all check format bench clean
+.PHONY: help demo test test-all check docs format bench clean
 
 help:
 	@echo "make demo      search a small network on data that comes with scikit-learn"
 	@echo "make test      the fast tests"
 	@echo "make test-all  all tests, the slow ones too; real data from \$$AUTOPRUNE_DATA"
-	@echo "make check     format, lint, types, import floors"
+	@echo "make check     format, lint, types, import floors, and the documentation builds without a warning"
+	@echo "make docs      build the documentation into site/"
 	@echo "make format    write the format and the fixes that are safe"
 	@echo "make bench     run every script in benchmarks/"
 	@echo "make clean     remove what builds and checks left; .venv and runs/ stay"
@@ -45,6 +46,11 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(MAKE) docs
+
+# The variable silences a note about the next major version of the builder.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: $(READY)
 	$(BIN)/ruff format .
@@ -54,5 +60,5 @@ bench: $(READY)
 	@for script in $(wildcard benchmarks/*.py); do echo "$$script"; $(BIN)/python "$$script" || exit 1; done
 
 clean:
-	rm -rf build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist site *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find autoprune benchmarks envs examples search_spaces tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -8,37 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autoprune import arguments
+from autoprune import arguments, completion
 from autoprune.errors import UserError
-from autoprune.options import (
-    Backend,
-    BatchSize,
-    Calibration,
-    Classes,
-    Criterion,
-    Data,
-    DataSeed,
-    Debug,
-    Device,
-    Dtype,
-    Exclude,
-    FoundBy,
-    Include,
-    InputSize,
-    Json,
-    Mean,
-    MemoryFormat,
-    Model,
-    Rates,
-    Recovery,
-    Root,
-    RoundTo,
-    Std,
-    Threads,
-    Tie,
-    Validation,
-    Weights,
-)
+from autoprune.option_groups import Images, Narrowed, Network, Repair, Timing, spread
+from autoprune.options import NETWORK, OUTPUT, Debug, Json, Root, option
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,42 +20,27 @@ if TYPE_CHECKING:
     from autoprune.space import SearchSpace
 
 
+@spread
 def evaluate(
+    *,
     schemes: Annotated[
         list[str],
         typer.Argument(
-            help="scheme file, table of rates, AMC list, history, pruned .safetensors, or a run; repeatable"
+            help="scheme file, table of rates, AMC list, history, pruned .safetensors, or a run; repeatable",
+            autocompletion=completion.runs,
         ),
     ],
-    model: Model = "autoprune:digits",
-    data: Data = None,
-    weights: Weights = None,
-    num_classes: Classes = None,
-    calibration: Calibration = None,
-    validation: Validation = None,
-    data_seed: DataSeed = 0,
-    mean: Mean = None,
-    std: Std = None,
-    input_size: InputSize = None,
-    criterion: Criterion = None,
-    recovery: Recovery = None,
-    device: Device = "cpu",
-    batch_size: BatchSize = None,
-    threads: Threads = None,
-    dtype: Dtype = None,
-    memory_format: MemoryFormat = None,
-    backend: Backend = None,
-    test: Annotated[bool, typer.Option("--test", help="look at the test images as well, once per network")] = False,
+    network: Network,
+    images: Images,
+    test: Annotated[bool, option(NETWORK, "look at the test images as well, once per network", "--test")] = False,
+    repair: Repair,
+    timing: Timing,
+    narrowed: Narrowed,
     root: Root = "runs",
     ledger: Annotated[
-        str | None, typer.Option(help="journal file or storage URL to share measurements with runs [none]")
+        str | None,
+        option(OUTPUT, "journal file or storage URL to share measurements with runs", usual="none"),
     ] = None,
-    include: Include = None,
-    exclude: Exclude = None,
-    round_to: RoundTo = None,
-    rates: Rates = None,
-    tie: Tie = None,
-    found_by: FoundBy = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -99,22 +57,18 @@ def evaluate(
     from autoprune.appraisal import appraise
 
     console = Console(stderr=as_json)
-    network = arguments.make_network(model, weights, num_classes, Path(root), console)
-    splits = arguments.load_data(data, model, calibration, validation, data_seed, mean, std, input_size)
+    dense = arguments.make_network(network.model, network.weights, network.num_classes, Path(root), console)
+    splits = images.load(network.model)
     if test and splits.test is None:
         raise UserError(f"--test: data {splits.name!r} has no test images")
     example = splits.validation[0][0][:1]
     files = {source: _file(source) for source in schemes}
-    found_by = found_by or arguments.space_of(next(iter(files.values())))
-    space = arguments.make_space(network, example, include, exclude, round_to, rates, tie, found_by=found_by)
-    wanted = {source: _read(source, path, space, network) for source, path in files.items()}
-    timed = arguments.make_timing(
-        device, None, None, False, None, batch=batch_size, threads=threads, dtype=dtype, memory_format=memory_format,
-        backend=backend,
-    )  # fmt: skip
+    space = narrowed.space(dense, example, otherwise=arguments.space_of(next(iter(files.values()))))
+    wanted = {source: _read(source, path, space, dense) for source, path in files.items()}
     problem = api.problem(
-        network, example, splits.calibration, splits.validation, budget="macs=100%", criterion=criterion,
-        recovery=recovery, test=splits.test if test else None, device=device, space=space, name=model, **timed,
+        dense, example, splits.calibration, splits.validation, budget="macs=100%", criterion=repair.criterion,
+        recovery=repair.recovery, test=splits.test if test else None, device=timing.device, space=space,
+        name=network.model, **timing.read(),
     )  # fmt: skip
     with Progress(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("measuring", total=len(wanted))

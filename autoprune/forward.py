@@ -1,7 +1,8 @@
 """Feeding a network and reading its answer, whatever shapes of containers it takes and returns.
 
 An example is what one forward pass consumes: a tensor (passed as the one argument), a tuple or list
-(passed as positional arguments) or a dict (passed as keyword arguments).
+(passed as positional arguments) or a mapping (passed as keyword arguments): a dict, or what a processor of
+transformers returns, which is none.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from torch import Tensor, nn
 
 from autoprune.errors import UserError
 
-Example = Tensor | tuple[Any, ...] | list[Any] | dict[str, Any]
+Example = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
 
 def call(model: nn.Module, example: Example) -> Any:
     """One forward pass."""
-    if isinstance(example, dict):
+    if isinstance(example, Mapping):
         return model(**example)
     if isinstance(example, tuple | list):
         return model(*example)
@@ -103,7 +104,7 @@ def _map(example: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """The example with every tensor changed."""
     if isinstance(example, Tensor):
         return change(example)
-    if isinstance(example, dict):
+    if isinstance(example, Mapping):
         return {key: _map(value, change) for key, value in example.items()}
     if isinstance(example, tuple) and hasattr(example, "_fields"):  # a named tuple takes its items one by one
         return type(example)(*(_map(value, change) for value in example))

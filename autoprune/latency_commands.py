@@ -10,24 +10,19 @@ import typer
 
 from autoprune import arguments
 from autoprune.errors import UserError
+from autoprune.option_groups import Narrowed, Network, Output, Timing, spread
 from autoprune.options import (
-    Backend,
+    LATENCY,
+    NETWORK,
+    OUTPUT,
     BatchSize,
     Classes,
+    Config,
     Debug,
-    Device,
-    Dtype,
-    Exclude,
-    Include,
     Input,
     Json,
-    MemoryFormat,
-    Model,
-    Rates,
-    RoundTo,
-    Threads,
-    Tie,
     Weights,
+    option,
 )
 
 if TYPE_CHECKING:
@@ -36,22 +31,18 @@ if TYPE_CHECKING:
     from autoprune.space import SearchSpace
 
 app = typer.Typer(help="Time networks on a device, and predict how long others take there.", no_args_is_help=True)
+EVERYTHING = Narrowed()
 
 
 @app.command()
+@spread
 def measure(
+    *,
     schemes: Annotated[list[Path] | None, typer.Argument(help="scheme files to time beside the dense network")] = None,
-    model: Model = "autoprune:digits",
-    weights: Weights = None,
-    num_classes: Classes = None,
+    network: Network,
     input: Input = None,  # noqa: A002 - the option's name
-    device: Device = "cpu",
-    batch_size: BatchSize = None,
-    threads: Threads = None,
-    dtype: Dtype = None,
-    memory_format: MemoryFormat = None,
-    backend: Backend = None,
-    repeats: Annotated[int, typer.Option(help="measurements of each network, taken in turns")] = 21,
+    timing: Timing,
+    repeats: Annotated[int, option(LATENCY, "measurements of each network, taken in turns")] = 21,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -67,11 +58,11 @@ def measure(
 
     if repeats < 3:
         raise UserError(f"--repeats {repeats}: quartiles need at least 3")
-    network, example, space = _space(model, weights, num_classes, input)
-    conditions = arguments.make_conditions(device, batch_size, threads, dtype, memory_format, backend)
-    networks: dict[str, nn.Module] = {"dense": network}
+    dense, example, space = _space(network, input)
+    conditions = timing.conditions()
+    networks: dict[str, nn.Module] = {"dense": dense}
     for path in schemes or []:
-        networks[str(path)] = sliced(network, space, arguments.read_scheme(str(path), space))
+        networks[str(path)] = sliced(dense, space, arguments.read_scheme(str(path), space))
     timings = conditions.measure(networks, example, repeats)
     noise = too_noisy(timings)
     if as_json:
@@ -79,49 +70,38 @@ def measure(
         print(json.dumps({"conditions": conditions.to_dict(), "timings": rows, "noise": noise}))
         return
     console = Console()
-    console.print(report.timings(timings, f"{model}, {conditions}"))
+    console.print(report.timings(timings, f"{network.model}, {conditions}"))
     if noise:
         console.print(noise)
 
 
 @app.command()
+@spread
 def build(
-    out: Annotated[Path, typer.Option(help="table to write; one that exists is extended")],
-    model: Model = "autoprune:digits",
-    weights: Weights = None,
-    num_classes: Classes = None,
+    *,
+    out: Annotated[Path, option(OUTPUT, "table to write; one that exists is extended")],
+    network: Network,
     input: Input = None,  # noqa: A002 - the option's name
-    device: Device = "cpu",
-    batch_size: BatchSize = None,
-    threads: Threads = None,
-    dtype: Dtype = None,
-    memory_format: MemoryFormat = None,
-    backend: Backend = None,
-    include: Include = None,
-    exclude: Exclude = None,
-    round_to: RoundTo = None,
-    rates: Rates = None,
-    tie: Tie = None,
-    as_json: Json = False,
-    debug: Debug = False,
+    timing: Timing,
+    narrowed: Narrowed,
+    config: Config = None,
+    output: Output,
 ) -> None:
     """Measure a table of this device for a network. A build that was stopped goes on where it was.
 
     Example: autoprune latency build --model torchvision:resnet18 --out laptop.json --threads 2
     """
-    from rich.console import Console
     from rich.progress import Progress
 
     from autoprune import report
     from autoprune.latency.build import build as measured
     from autoprune.latency.table import Table
 
-    console = Console(stderr=as_json)
-    network, example, space = _space(model, weights, num_classes, input, include, exclude, round_to, rates, tie)
+    console = output.console()
+    dense, example, space = _space(network, input, narrowed)
     known = Table.load(out) if out.is_file() else None
-    given = (batch_size, threads, dtype, memory_format, backend) != (None,) * 5 or device != "cpu"
-    conditions = arguments.make_conditions(device, batch_size, threads, dtype, memory_format, backend)
-    if known is not None and not given:
+    conditions = timing.conditions()
+    if known is not None and not timing.asked:
         conditions = known.conditions
     with Progress(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("measuring", total=None)
@@ -135,24 +115,22 @@ def build(
             elif event == "points":
                 bar.advance(task, facts["points"])
 
-        table = measured(network, example, space, conditions, out, known=known, tell=tell)
+        table = measured(dense, example, space, conditions, out, known=known, tell=tell)
     facts = table.calibrations[space.fingerprint]
-    if as_json:
-        print(json.dumps({"table": str(out), "entries": len(table.entries), **facts}))
-        return
-    console.print(f"{out} has {len(table.entries)} signatures for {conditions} on {table.machine['name']}")
-    console.print(report.agreement(facts))
+    if not output.told(out, {"entries": len(table.entries), **facts}, kind="table"):
+        console.print(f"{out} has {len(table.entries)} signatures for {conditions} on {table.machine['name']}")
+        console.print(report.agreement(facts))
 
 
 @app.command()
+@spread
 def check(
+    *,
     table: Annotated[Path, typer.Argument(help="table of `autoprune latency build`")],
-    model: Model = "autoprune:digits",
-    weights: Weights = None,
-    num_classes: Classes = None,
+    network: Network,
     input: Input = None,  # noqa: A002 - the option's name
-    networks: Annotated[int, typer.Option(help="random schemes to time")] = 12,
-    seed: Annotated[int, typer.Option(help="which schemes these are")] = 2,
+    networks: Annotated[int, option(LATENCY, "random schemes to time")] = 12,
+    seed: Annotated[int, option(LATENCY, "which schemes these are")] = 2,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -166,8 +144,8 @@ def check(
     from autoprune.latency.check import check as checked
     from autoprune.latency.table import Table
 
-    network, example, space = _space(model, weights, num_classes, input)
-    facts = checked(Table.load(table), network, example, space, networks, seed)
+    dense, example, space = _space(network, input)
+    facts = checked(Table.load(table), dense, example, space, networks, seed)
     if as_json:
         print(json.dumps(facts))
         return
@@ -178,22 +156,21 @@ def check(
 
 
 @app.command("import")
+@spread
 def import_(
+    *,
     sources: Annotated[list[Path], typer.Argument(help="tables to read: .csv (signature, A, B, ms) or .json")],
-    out: Annotated[Path, typer.Option(help="table to write; one that exists is extended")],
-    model: Annotated[str | None, typer.Option(help="say which signatures of this network are still missing")] = None,
+    out: Annotated[Path, option(OUTPUT, "table to write; one that exists is extended")],
+    model: Annotated[str | None, option(NETWORK, "say which signatures of this network are still missing")] = None,
     weights: Weights = None,
     num_classes: Classes = None,
     input: Input = None,  # noqa: A002 - the option's name
-    device: Device = "cpu",
-    batch_size: BatchSize = None,
-    threads: Threads = None,
-    dtype: Dtype = None,
-    memory_format: MemoryFormat = None,
-    backend: Backend = None,
+    timing: Timing,
     machine: Annotated[
-        str | None, typer.Option(help="the device that a .csv was measured on [that of the table, or elsewhere]")
+        str | None,
+        option(LATENCY, "the device that a .csv was measured on", usual="that of the table, or elsewhere"),
     ] = None,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Merge tables that were measured elsewhere; where two have the same signature, the later one decides.
@@ -202,7 +179,7 @@ def import_(
     """
     from autoprune.latency.table import Table, read_csv
 
-    conditions = arguments.make_conditions(device, batch_size, threads, dtype, memory_format, backend)
+    conditions = timing.conditions()
     table = Table.load(out) if out.is_file() else None
     for path in sources:
         if path.suffix == ".csv":
@@ -215,22 +192,28 @@ def import_(
         table = read if table is None else table.merged(read)
     assert table is not None
     table.save(out)
+    named = None if model is None else Network(model, weights, num_classes)
+    found = {} if named is None else _signatures(named, input, table.conditions.batch)
+    missing = table.missing(found)
+    if as_json:
+        print(json.dumps({"table": str(out), "entries": len(table.entries), "missing": list(missing)}))
+        return
     print(f"{out} has {len(table.entries)} signatures for {table.conditions}")
-    if model is not None:
-        for signature in table.missing(_signatures(model, weights, num_classes, input, table.conditions.batch)):
-            print(f"missing: {signature}")
+    for signature in missing:
+        print(f"missing: {signature}")
 
 
 @app.command()
+@spread
 def signatures(
-    model: Model = "autoprune:digits",
-    weights: Weights = None,
-    num_classes: Classes = None,
+    *,
+    network: Network,
     input: Input = None,  # noqa: A002 - the option's name
     batch_size: BatchSize = None,
     out: Annotated[
-        Path | None, typer.Option(help="write a .csv to fill in: a grid of lengths for every signature")
+        Path | None, option(OUTPUT, "write a .csv to fill in: a grid of lengths for every signature")
     ] = None,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """List the pieces that a table needs, to measure them elsewhere.
@@ -239,7 +222,10 @@ def signatures(
     """
     from autoprune.latency.table import write_csv
 
-    found = _signatures(model, weights, num_classes, input, batch_size or 1)
+    found = _signatures(network, input, batch_size or 1)
+    if as_json and out is None:
+        print(json.dumps({signature: [list(span) for span in ranges] for signature, ranges in found.items()}))
+        return
     if out is None:
         for signature, spans in found.items():
             ranges = ", ".join(f"{letter} {low} to {high}" for letter, (low, high, _) in zip("AB", spans, strict=False))
@@ -247,6 +233,9 @@ def signatures(
         return
     rows = [(signature, lengths, None) for signature, spans in found.items() for lengths in _grid(spans)]
     write_csv(rows, out)
+    if as_json:
+        print(json.dumps({"file": str(out), "points": len(rows), "signatures": len(found)}))
+        return
     print(f"{out} has {len(rows)} points of {len(found)} signatures: fill in ms, then `autoprune latency import {out}`")
 
 
@@ -258,20 +247,16 @@ def _grid(spans: Any) -> list[tuple[int, ...]]:
     return grid
 
 
-def _signatures(
-    model: str, weights: str | None, num_classes: int | None, shape: str | None, batch: int
-) -> dict[str, Any]:
+def _signatures(named: Network, shape: str | None, batch: int) -> dict[str, Any]:
     from autoprune.latency.units import spans, units
     from autoprune.operations import record
 
-    network, example, space = _space(model, weights, num_classes, shape)
+    network, example, space = _space(named, shape)
     operations = record(network, example, space, batch)
     return dict(spans(units(operations), operations, space))
 
 
-def _space(
-    model: str, weights: str | None, num_classes: int | None, shape: str | None, *narrowed: list[str] | None
-) -> tuple[nn.Module, Any, SearchSpace]:
-    network = arguments.make_network(model, weights, num_classes, None, None).eval()
-    example = arguments.make_example(model, shape)
-    return network, example, arguments.make_space(network, example, *narrowed)
+def _space(named: Network, shape: str | None, narrowed: Narrowed = EVERYTHING) -> tuple[nn.Module, Any, SearchSpace]:
+    network = named.load().eval()
+    example = arguments.make_example(named.model, shape)
+    return network, example, narrowed.space(network, example)

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
-import typer
-
-from autoprune import arguments
+from autoprune import arguments, completion
+from autoprune.option_groups import Narrowed, Network, Output, spread
 from autoprune.options import (
-    Classes,
+    BUDGET,
+    NETWORK,
+    PRUNED,
+    SEARCH,
+    Config,
     Data,
     DataSeed,
-    Debug,
     Device,
     InputSize,
-    Json,
     Mean,
-    Model,
     Root,
+    RunName,
     Std,
     Validation,
-    Weights,
+    option,
 )
 from autoprune.recipes import METHODS
 
@@ -34,35 +34,36 @@ IMAGES = 1024
 NUMBERS = ("round", "level", "epoch", "loss", "best")  # what a method may tell that people like to see
 
 
+@spread
 def sparsify(
-    sparsity: Annotated[str, typer.Option(help="the share of weights to remove: 90% or 0.9")],
-    method: Annotated[str, typer.Option(help=f"{', '.join(METHODS)} or package.module:function")] = "unipts",
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="an option of the method: KEY=VALUE; repeatable")
-    ] = None,
-    rates: Annotated[
-        Path | None, typer.Option(help="shares to remove layer by layer: scheme.json, JSON or CSV")
-    ] = None,
-    model: Model = "autoprune:digits",
+    *,
+    network: Network,
     data: Data = None,
-    weights: Weights = None,
-    num_classes: Classes = None,
-    include: Annotated[list[str] | None, typer.Option(help="only layers that match this glob; repeatable")] = None,
-    exclude: Annotated[list[str] | None, typer.Option(help="never layers that match this glob; repeatable")] = None,
     images: Annotated[
-        int | None, typer.Option(help="training images for calibration [1024, 512 of the digits]")
+        int | None, option(NETWORK, "training images for calibration", usual="1024, 512 of the digits")
     ] = None,
     validation: Validation = None,
     data_seed: DataSeed = 0,
     mean: Mean = None,
     std: Std = None,
     input_size: InputSize = None,
-    seed: Annotated[int, typer.Option(help="same seed, same network")] = 0,
+    sparsity: Annotated[str, option(BUDGET, "the share of weights to remove: 90% or 0.9")],
+    method: Annotated[
+        str,
+        option(SEARCH, f"{', '.join(METHODS)} or package.module:function", complete=completion.of(*METHODS)),
+    ] = "unipts",
+    settings: Annotated[
+        list[str] | None, option(SEARCH, "an option of the method: KEY=VALUE; repeatable", "--set")
+    ] = None,
+    seed: Annotated[int, option(SEARCH, "same seed, same network")] = 0,
     device: Device = "cpu",
-    run: Annotated[str | None, typer.Option(help="name of the run; an old name continues it")] = None,
+    rates: Annotated[Path | None, option(PRUNED, "shares to remove layer by layer: scheme.json, JSON or CSV")] = None,
+    include: Annotated[list[str] | None, option(PRUNED, "only layers that match this glob; repeatable")] = None,
+    exclude: Annotated[list[str] | None, option(PRUNED, "never layers that match this glob; repeatable")] = None,
+    run: RunName = None,
     root: Root = "runs",
-    as_json: Json = False,
-    debug: Debug = False,
+    config: Config = None,
+    output: Output,
 ) -> None:
     """Set a share of a network's single weights to zero, so that accuracy falls as little as possible.
 
@@ -70,22 +71,20 @@ def sparsify(
 
     Example: autoprune sparsify --sparsity 90% --method unipts --set epochs=30 --run sparse
     """
-    from rich.console import Console
-
     from autoprune import recipes, report, sparsify
 
-    console = Console(stderr=as_json)
+    console = output.console()
     share = arguments.read_sparsity(sparsity)
     found = recipes.find(method)
     options = recipes.read(found, arguments.read_pairs(settings))
-    network = arguments.make_network(model, weights, num_classes, Path(root), console).to(device)
-    wanted = images or (None if model == "autoprune:digits" and data is None else IMAGES)
-    splits = arguments.load_data(data, model, wanted, validation, data_seed, mean, std, input_size)
+    dense = arguments.make_network(network.model, network.weights, network.num_classes, Path(root), console)
+    wanted = images or (None if network.model == "autoprune:digits" and data is None else IMAGES)
+    splits = arguments.load_data(data, network.model, wanted, validation, data_seed, mean, std, input_size)
     example = splits.calibration[0][0][:1]
-    layers = sparsify.weights(network, example, include or ("*",), exclude or ())
+    layers = sparsify.weights(dense, example, include or ("*",), exclude or ())
     with Bar(console) as bar:
         result = sparsify.sparsify(
-            network,
+            dense.to(device),
             splits.calibration,
             sparsity=share,
             method=method,
@@ -99,12 +98,11 @@ def sparsify(
             seed=seed,
             run=run,
             root=root,
-            name=model,
-            source=arguments.source(model, weights, num_classes, example, include, exclude, None, None, None, None),
+            name=network.model,
+            source=Narrowed(include, exclude).source(network, network.weights, example),
             tell=bar.tell,
         )
-    if as_json:
-        print(json.dumps({"folder": str(result.folder), **result.summary}))
+    if output.told(result.folder, result.summary):
         return
     console.print(report.comparison(result.summary["rows"]))
     console.print(

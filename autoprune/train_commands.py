@@ -1,78 +1,61 @@
-"""``autoprune train``: networks from which any scheme can be read off."""
+"""``autoprune train`` and ``finetune``: networks from which any scheme can be read off, and the end of a run."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
-from autoprune import arguments
+from autoprune import arguments, completion
 from autoprune.errors import UserError
+from autoprune.option_groups import Images, Narrowed, Network, Output, spread
 from autoprune.options import (
-    Calibration,
+    OUTPUT,
+    TRAINING,
+    AllowCode,
+    Augment,
     Classes,
-    Data,
-    DataSeed,
-    Debug,
+    Config,
     Device,
-    Exclude,
-    FoundBy,
-    Include,
     Input,
-    InputSize,
-    Json,
-    Mean,
-    Model,
-    Rates,
-    RoundTo,
-    Std,
-    Tie,
-    Validation,
+    LabelSmoothing,
+    Lr,
+    Origin,
+    RunArgument,
+    StepImages,
+    TensorBoard,
+    WeightDecay,
     Weights,
+    option,
 )
 
+RECIPES = ("slimmable", "universal", "autoslim", "network_slimming", "metapruning", "prunnet")
 
+
+@spread
 def train(
-    out: Annotated[Path, typer.Option(help="folder of the result; one that holds a stopped training goes on")],
-    recipe: Annotated[
-        str, typer.Option(help="slimmable, universal, autoslim, network_slimming, metapruning or prunnet")
-    ] = "universal",
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="an option of the recipe: KEY=VALUE; repeatable")
-    ] = None,
-    model: Model = "autoprune:digits",
-    weights: Weights = None,
-    num_classes: Classes = None,
+    *,
+    network: Network,
     input: Input = None,  # noqa: A002 - the option's name
-    data: Data = None,
-    epochs: Annotated[int, typer.Option(help="passes over the training images")] = 10,
-    lr: Annotated[float, typer.Option(help="greatest learning rate")] = 0.05,
-    batch_size: Annotated[int, typer.Option(help="images of a step")] = 128,
-    weight_decay: Annotated[float, typer.Option(help="of SGD with momentum 0.9")] = 5e-4,
-    label_smoothing: Annotated[float, typer.Option(help="of the cross-entropy, where the recipe has one")] = 0.0,
-    augment: Annotated[str, typer.Option(help="none, flip, crop")] = "none",
-    seed: Annotated[int, typer.Option(help="same seed, same weights")] = 0,
-    include: Include = None,
-    exclude: Exclude = None,
-    round_to: RoundTo = None,
-    rates: Rates = None,
-    tie: Tie = None,
-    found_by: FoundBy = None,
-    calibration: Calibration = None,
-    validation: Validation = None,
-    data_seed: DataSeed = 0,
-    mean: Mean = None,
-    std: Std = None,
-    input_size: InputSize = None,
+    images: Images,
+    recipe: Annotated[str, option(TRAINING, ", ".join(RECIPES), complete=completion.of(*RECIPES))] = "universal",
+    settings: Annotated[
+        list[str] | None, option(TRAINING, "an option of the recipe: KEY=VALUE; repeatable", "--set")
+    ] = None,
+    epochs: Annotated[int, option(TRAINING, "passes over the training images")] = 10,
+    lr: Lr = 0.05,
+    batch_size: StepImages = 128,
+    weight_decay: WeightDecay = 5e-4,
+    label_smoothing: LabelSmoothing = 0.0,
+    augment: Augment = "none",
+    seed: Annotated[int, option(TRAINING, "same seed, same weights")] = 0,
     device: Device = "cpu",
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="draw the epochs as TensorBoard curves")] = False,
-    as_json: Json = False,
-    debug: Debug = False,
+    narrowed: Narrowed,
+    out: Annotated[Path, option(OUTPUT, "folder of the result; one that holds a stopped training goes on")],
+    tensorboard: TensorBoard = False,
+    config: Config = None,
+    output: Output,
 ) -> None:
     """Train a network once, so that a search reads the weights of every scheme off it.
 
@@ -81,8 +64,6 @@ def train(
 
     Example: autoprune train --recipe universal --out supernet --epochs 20
     """
-    from rich.console import Console
-
     from autoprune import report
     from autoprune.finetune import Recipe
     from autoprune.recipes import source
@@ -91,29 +72,86 @@ def train(
     if tensorboard:
         check_installed()
 
-    console = Console(stderr=as_json)
+    console = output.console()
     options = arguments.read_recipe(recipe, settings)
     training = Recipe(
         epochs, lr, batch_size, weight_decay=weight_decay, label_smoothing=label_smoothing, augment=augment, seed=seed
     )
-    network = arguments.make_network(model, weights, num_classes, None, None)
-    splits = arguments.load_data(data, model, calibration, validation, data_seed, mean, std, input_size)
+    whole = network.load()
+    splits = images.load(network.model)
     if splits.train is None:
         raise UserError(f"data {splits.name!r} has no training part: a recipe needs images to train on")
-    example = arguments.make_example(model, input) if input else splits.validation[0][0][:1]
-    narrowed = (include, exclude, round_to, rates, tie)
-    space = arguments.make_space(network, example, *narrowed, found_by=found_by)
+    example = arguments.make_example(network.model, input) if input else splits.validation[0][0][:1]
+    space = narrowed.space(whole, example)
 
     def hear(event: str, facts: Mapping[str, Any]) -> None:
         console.print(report.epoch(facts, epochs))
 
     with drawn(out, hear) if tensorboard else nullcontext(hear) as listener:
+
+        def tell(facts: Mapping[str, Any]) -> None:
+            listener("epoch", facts)
+
         source.train(
-            recipe, network.to(device), space, list(splits.train()), splits.validation, out,
-            recipe=training, options=options, tell=partial(listener, "epoch"),
-            source=arguments.source(model, weights, num_classes, example, *narrowed, found_by),
+            recipe, whole.to(device), space, list(splits.train()), splits.validation, out, recipe=training,
+            options=options, tell=tell, source=narrowed.source(network, network.weights, example),
         )  # fmt: skip
-    if as_json:
-        print(json.dumps({"folder": str(out), "recipe": recipe, "options": options}))
+    if not output.told(out, {"recipe": recipe, "options": options}):
+        console.print(f"{out}: search it with --weights-from {out}")
+
+
+@spread
+def finetune(
+    *,
+    run: RunArgument,
+    model: Origin = None,
+    weights: Weights = None,
+    num_classes: Classes = None,
+    allow_code: AllowCode = False,
+    images: Images,
+    epochs: Annotated[int, option(TRAINING, "passes over the training images")] = 10,
+    lr: Lr = 0.02,
+    batch_size: StepImages = 128,
+    warmup: Annotated[float, option(TRAINING, "share of the steps in which the rate rises, before its cosine")] = 0.1,
+    weight_decay: WeightDecay = 5e-4,
+    label_smoothing: LabelSmoothing = 0.0,
+    distill: Annotated[float, option(TRAINING, "weight of the divergence from the dense network, from 0 to 1")] = 0.0,
+    ema: Annotated[
+        float | None, option(TRAINING, "decay per step of an average of the weights, such as 0.999", usual="no average")
+    ] = None,
+    augment: Augment = "none",
+    seed: Annotated[int, option(TRAINING, "same seed, same weights")] = 0,
+    device: Device = "cpu",
+    out: Annotated[Path | None, option(OUTPUT, "folder of the result", usual="finetuned/ in the run")] = None,
+    config: Config = None,
+    output: Output,
+) -> None:
+    """Train the network of a run to the end; the same command goes on where it was stopped.
+
+    Give the data options of the search, so that the validation images are the same: they judge every epoch, and are
+    not trained on.
+
+    Example: autoprune finetune my-run --data imagefolder:photos --epochs 20 --distill 0.5 --augment crop
+    """
+    from autoprune import report
+    from autoprune.finetune import Recipe, finish
+    from autoprune.run import Run
+
+    console = output.console()
+    recipe = Recipe(
+        epochs, lr, batch_size, warmup, weight_decay=weight_decay, label_smoothing=label_smoothing, distill=distill,
+        ema=ema, augment=augment, seed=seed,
+    )  # fmt: skip
+    _, network, _, _ = arguments.find_origin(run, model, weights, num_classes, None, allow_code)
+    found = Run.open(run)
+    splits = images.load(model or found.config["source"]["model"])
+    result = finish(
+        network.to(device), found.folder, splits, out or found.folder / "finetuned", recipe,
+        tell=lambda facts: console.print(report.epoch(facts, epochs)),
+    )  # fmt: skip
+    if output.told(result["folder"], result):
         return
-    console.print(f"{out}: search it with --weights-from {out}")
+    console.print(report.comparison(result["rows"]))
+    console.print(
+        f"{result['folder']}/ has pruned.safetensors of epoch {result['best']}, the best on validation images"
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, namedtuple
+from collections import OrderedDict, UserDict, namedtuple
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,9 +43,12 @@ def test_tuples_and_lists_are_positional_arguments(container: type) -> None:
     assert torch.equal(forward.call(Difference(), container((a, b))), a - b)
 
 
-def test_a_dict_is_keyword_arguments() -> None:
+@pytest.mark.parametrize("mapping", [dict, UserDict])  # what processors of transformers return is the latter
+def test_a_mapping_is_keyword_arguments(mapping: type) -> None:
     a, b = torch.randn(2, 3), torch.randn(2, 3)
-    assert torch.equal(forward.call(Difference(), {"b": b, "a": a}), a - b)
+    assert torch.equal(forward.call(Difference(), mapping({"b": b, "a": a})), a - b)
+    moved = forward.to(mapping({"b": b, "a": a}), dtype=torch.float64)
+    assert forward.call(Difference(), moved).dtype == torch.float64
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ class Narrow:
         shell = self.shell(scheme)
         shell.train(self.model.training)
         given = {**self.views(scheme), **(tensors or {})}
-        args, named = ((), inputs) if isinstance(inputs, dict) else (inputs, None)
+        args, named = ((), dict(inputs)) if isinstance(inputs, Mapping) else (inputs, None)
         return functional_call(shell, given, args, named)
 
     def views(self, scheme: Scheme) -> dict[str, Tensor]:
