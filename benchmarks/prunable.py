@@ -7,8 +7,8 @@ Weights are random: what can be cut together does not depend on them.
 
 from __future__ import annotations
 
+import argparse
 import re
-import sys
 import time
 import warnings
 from collections import Counter
@@ -56,8 +56,11 @@ COLUMNS = ("network", "groups", "MACs in layers that can be narrowed", "MACs of 
 COLUMNS += ("layers and groups left out", "seconds")
 
 
-def main(names: list[str]) -> None:
+def main() -> None:
     """Print one row per network."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", metavar="MODEL", nargs="*", help="networks, instead of those of the table")
+    names = parser.parse_args().names
     torch.set_num_threads(1)
     print(f"| {' | '.join(COLUMNS)} |")
     print(f"|---|{'---:|' * 3}---|---:|")
@@ -94,4 +97,4 @@ def reasons(space: SearchSpace) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

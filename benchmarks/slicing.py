@@ -3,11 +3,12 @@
 Both make the same network, one after the other in the same run, so that a busy machine slows down both. Ours
 is `prune` with the units given; theirs is what a loop over candidates does, a deep copy and a `BasePruner` step.
 
-    python benchmarks/slicing.py
+    python benchmarks/slicing.py [--rounds 25]
 """
 
 from __future__ import annotations
 
+import argparse
 import copy
 import statistics
 import time
@@ -50,6 +51,9 @@ def seconds(make: Callable[[], nn.Module]) -> float:
 
 def main() -> None:
     """Print the median times and their ratio."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="times that each is taken, in turns")
+    rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model, example = resnet56().eval(), torch.randn(1, 3, 32, 32)
@@ -67,7 +71,7 @@ def main() -> None:
     if shapes[0] != shapes[1]:
         raise SystemExit("the two candidates differ in shape: nothing to compare")
     times: dict[str, list[float]] = {"Torch-Pruning": [], "autoprune": []}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         times["Torch-Pruning"].append(seconds(by_torch_pruning))
         times["autoprune"].append(seconds(by_autoprune))
     median = {name: statistics.median(values) for name, values in times.items()}

@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="*", default=["resnet20"])
     parser.add_argument("--sparsities", type=int, nargs="*", default=[50, 70, 80, 90, 95], help="percent")
     parser.add_argument("--cells", nargs="*", default=list(CELLS), help=f"{', '.join({**CELLS, **ABLATIONS})}")
-    parser.add_argument("--ablations", action="store_true", help="and the ablations, at 90 %")
+    parser.add_argument("--ablations", action="store_true", help="and the ablations, at 90 %%")
     parser.add_argument("--images", type=int, default=1024, help="for calibration")
     parser.add_argument("--search-images", type=int, default=512, help="of them, for the search of rates")
     parser.add_argument("--population", type=int, default=10)
