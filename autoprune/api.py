@@ -42,6 +42,7 @@ from autoprune.memory import PeakMemory
 from autoprune.operations import record
 from autoprune.outcome import Finish
 from autoprune.pool import Workers
+from autoprune.precision import FULL
 from autoprune.problem import Problem
 from autoprune.pruned import save_pruned
 from autoprune.recover import Recovery
@@ -108,6 +109,7 @@ def problem(
     evaluate: Evaluate | None = None,
     test: Any = None,
     device: str = "cpu",
+    precision: str = FULL,
     space: SearchSpace | Space | str | None = None,
     costs: Mapping[str, Cost] | None = None,
     also: Sequence[str] = (),
@@ -192,6 +194,7 @@ def problem(
         tuning=tuning,
         cost_functions=functions,
         device=device,
+        precision=precision,
         identity=facts,
     )
     made = Problem(evaluator, caps, score, example, test, name or type(model).__name__, source or {}, meter)
@@ -237,7 +240,8 @@ def search(
     reward has its own bound with ``functools.partial``. ``evaluate(model) -> {name: number}`` replaces the
     classification measures; without a ``loss`` among its answers a ``reward`` has to be chosen. ``test``, if given
     (data such as the others, or a function that returns it), is looked at once, at the end. ``device`` is where it
-    is computed, ``space`` a search space of one's own, see :func:`define_space`. ``costs`` are further cost functions
+    is computed, ``precision`` ("bfloat16") what candidates' forward passes compute in (:mod:`autoprune.precision`),
+    ``space`` a search space of one's own, see :func:`define_space`. ``costs`` are further cost functions
     by name, such as a table of latencies, ``Scheme -> float``: the same number for the same scheme, never less when
     more is kept; budgets and rewards may then speak of them (``"latency=70%"``). With ``tune`` (training data such as
     the others, with class labels, apart from both) every candidate is trained on it for ``tune_steps`` steps at the

@@ -7,8 +7,8 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from functools import cached_property
 from typing import Any, NamedTuple, Self
@@ -26,6 +26,8 @@ from autoprune.errors import UserError
 from autoprune.fidelity import FULL, Fidelity
 from autoprune.forward import batch_size, call, evaluating, leading, logits, to
 from autoprune.hints import Hints
+from autoprune.precision import FULL as FULL_PRECISION
+from autoprune.precision import check, passes
 from autoprune.race import Race
 from autoprune.recover import Context, Recovery
 from autoprune.references import stable_name
@@ -70,6 +72,9 @@ class Evaluator:
     ``after`` other schemes, from those of the last of them, tuned likewise; then its batch norms are recalibrated. A
     fidelity that names another recovery leaves all this out. Gram matrices are always the dense network's. The
     networks that candidates started from last stay in memory; a missing one is trained again, to the same weights.
+
+    ``precision`` is what the forward passes of recalibration and scoring compute in (:mod:`autoprune.precision`), the
+    dense network's own answers among them. On other data, such as test images, networks compute in single precision.
     """
 
     def __init__(
@@ -87,6 +92,7 @@ class Evaluator:
         device: str | torch.device = "cpu",
         threads: int = 1,
         seed: int = 0,
+        precision: str = FULL_PRECISION,
         identity: Mapping[str, Any] | None = None,
     ) -> None:
         if not len(calibration):
@@ -111,6 +117,7 @@ class Evaluator:
         self.costs = costs(space) if cost_functions is None else cost_functions
         self.threads = threads
         self.seed = seed
+        self.precision = check(precision)
         self.identity = dict(identity or {})
         self._criterion = criteria.find(self.criterion, space.granularity)
         self._recovery = recover.find(self.recovery, space.granularity)
@@ -168,6 +175,8 @@ class Evaluator:
             "seed": self.seed,
             **self.identity,
         }
+        if self.precision != FULL_PRECISION:
+            record["precision"] = self.precision
         if self.tuning is not None:
             options = {f.name: getattr(self.tuning, f.name) for f in fields(self.tuning) if f.name != "batches"}
             record["tuning"] = {"data": _sizes(self.tuning.batches), **options}
@@ -205,7 +214,7 @@ class Evaluator:
         if self.evaluate is not None:
             return []
         model = self._folded(copy.deepcopy(self.model))
-        with fixed_threads(self.threads), torch.inference_mode(), evaluating(model):
+        with self._looking(model), passes(self.precision, self.device):
             return [self._log_probabilities(model, inputs) for inputs, _ in self._scored]
 
     @cached_property
@@ -269,7 +278,9 @@ class Evaluator:
     def _context(self, model: nn.Module, kept: Kept, share: float = 1.0) -> Context:
         known = self.space.granularity == "channel" and "_ranked" in vars(self)  # schemes with indices need no ranking
         ranked = self._ranked if known else ()
-        return Context(model, self.space, kept, self.statistics, self.calibration, share, self._remembered, ranked)
+        return Context(
+            model, self.space, kept, self.statistics, self.calibration, share, self._remembered, ranked, self.precision
+        )
 
     def _origin(self, after: tuple[Scheme, ...]) -> Origin:
         """What candidates are cut from that are measured after other schemes: the last of them, tuned."""
@@ -322,7 +333,7 @@ class Evaluator:
         dense = self._dense_answers if batches is None else []
         seen: list[_Sums] = []
         losses: list[float] = []
-        with fixed_threads(self.threads), torch.inference_mode(), evaluating(model):
+        with self._looking(model), passes(self.precision if batches is None else FULL_PRECISION, self.device):
             looked_at = leading(self._scored, share) if batches is None else self._laid_out(batches)
             for number, (inputs, labels) in enumerate(looked_at):
                 log_p = self._log_probabilities(model, inputs)
@@ -338,6 +349,12 @@ class Evaluator:
             return found
         found = replace(found, losses=tuple(losses), seen=len(losses) / len(self._scored))
         return replace(found, loss=race.expected(losses)) if found.stopped else found
+
+    @contextmanager
+    def _looking(self, model: nn.Module) -> Iterator[None]:
+        """Forward passes that change nothing."""
+        with fixed_threads(self.threads), torch.inference_mode(), evaluating(model):
+            yield
 
     def _log_probabilities(self, model: nn.Module, inputs: Any) -> Tensor:
         answer = logits(call(model, to(inputs, self.device))).float()

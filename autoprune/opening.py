@@ -53,5 +53,6 @@ def opened(
     example = splits.validation[0][0][:1]
     space = narrowed.space(network, example)
     network, candidates = arguments.read_off(trained, network, space, repair.criterion, repair.recovery)
+    candidates = {**candidates, "precision": repair.precision}
     source = narrowed.source(named, arguments.dense_weights(trained) or named.weights, example)
     return Opening(network, splits, example, space, candidates, source)

@@ -114,10 +114,11 @@ class Caps:
 
 @dataclass(frozen=True)
 class Repair:
-    """How a candidate is made of the dense network."""
+    """How a candidate is made of the dense network, and how exactly it is looked at."""
 
     criterion: options.Criterion = None
     recovery: options.Recovery = None
+    precision: options.Precision = "float32"
 
 
 @dataclass(frozen=True)

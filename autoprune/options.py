@@ -95,6 +95,14 @@ Recovery = Annotated[
         usual="least_squares+recalibrate_bn, or recalibrate_bn",
     ),
 ]
+Precision = Annotated[
+    str,
+    option(
+        REPAIR,
+        "float32, bfloat16, float16 in the forward passes of candidates; half as long where the processor has it",
+        complete=completion.of("float32", "bfloat16", "float16"),
+    ),
+]
 Reward = Annotated[
     str,
     option(

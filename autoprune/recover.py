@@ -22,6 +22,7 @@ from autoprune import nested, settings
 from autoprune.errors import UserError
 from autoprune.forward import batch_size, call, evaluating, leading, to
 from autoprune.gram import Gram
+from autoprune.precision import FULL, passes
 from autoprune.references import function
 from autoprune.scheme import NOUNS, Granularity
 from autoprune.slicing import Kept, named_tensors, selections
@@ -42,7 +43,7 @@ class Context:
     ``ranked`` are the units of every group in the order in which they stay, if one order holds for all candidates.
     ``share`` is the part of the images it would usually look at that it may look at. ``remembered`` is what
     recoveries found out about the model and the data: it outlives the candidate, and all candidates of an evaluator
-    have the same.
+    have the same. ``precision`` is what plain forward passes of the candidate may compute in.
     """
 
     model: nn.Module
@@ -53,6 +54,7 @@ class Context:
     share: float = 1.0
     remembered: dict[Any, Any] = field(default_factory=dict)
     ranked: Sequence[NDArray[np.int64]] = ()
+    precision: str = FULL
 
 
 Recovery = Callable[[nn.Module, Context], None]
@@ -129,10 +131,10 @@ def recalibrate_bn(candidate: nn.Module, context: Context, images: int = BN_IMAG
     ``images`` samples are used, in whole batches, but at least one batch; a batch of one sample, which may have
     no variance, only if there is no other. Flags and momenta are restored.
     """
-    reestimate(candidate, leading(first(context.batches, images), context.share))
+    reestimate(candidate, leading(first(context.batches, images), context.share), context.precision)
 
 
-def reestimate(candidate: nn.Module, batches: Iterable[tuple[Any, Any]]) -> None:
+def reestimate(candidate: nn.Module, batches: Iterable[tuple[Any, Any]], precision: str = FULL) -> None:
     """The batch-norm statistics of all these (input, label) batches, see :func:`recalibrate_bn`."""
     norms = [m for m in candidate.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     if not norms:
@@ -140,7 +142,7 @@ def reestimate(candidate: nn.Module, batches: Iterable[tuple[Any, Any]]) -> None
     device = next(candidate.parameters()).device
     momenta = [norm.momentum for norm in norms]
     estimates = [_Moments() for _ in norms]
-    with torch.no_grad(), evaluating(candidate), ExitStack() as hooks:
+    with torch.no_grad(), passes(precision, device), evaluating(candidate), ExitStack() as hooks:
         for norm, estimate in zip(norms, estimates, strict=True):
             norm.reset_running_stats()
             norm.training, norm.momentum = True, 1.0  # running statistics become the batch's own
