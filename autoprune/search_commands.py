@@ -39,6 +39,7 @@ from autoprune.options import (
     option,
 )
 from autoprune.searchers import SEARCHERS
+from autoprune.trackers import TRACKERS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -103,6 +104,14 @@ def search(
     root: Root = "runs",
     ledger: Ledger = None,
     tensorboard: TensorBoard = False,
+    tracker: Annotated[
+        list[str] | None,
+        option(
+            OUTPUT,
+            f"{', '.join(TRACKERS)} or package.module:function, with options: mlflow,experiment=pruning; repeatable",
+            complete=completion.of(*TRACKERS),
+        ),
+    ] = None,
     config: Config = None,
     output: Output,
 ) -> None:
@@ -112,13 +121,14 @@ def search(
 
     Example: autoprune search --model torchvision:resnet18 --weights r18.pt --data imagefolder:photos --budget macs=50%
     """
-    from autoprune import api
+    from autoprune import api, trackers
     from autoprune.progress import Watch
 
     console = output.console()
     searcher = searcher or api.usual_searcher(objectives or ())
     chosen = arguments.read_settings(searcher, settings)
     asked, reward = processes.read(), scoring.read()
+    told = [trackers.find(text) for text in tracker or []]
     task = opened(network, images, removed, repair, root, console)
     tuning = arguments.make_tuning(task.splits, tune_steps, tune_lr, tune_images)
     watch = Watch(console, trials, output.quiet or output.as_json)
@@ -154,7 +164,7 @@ def search(
             root=root,
             ledger=ledger,
             name=network.model,
-            listener=watch,
+            listener=[watch, *told],
             tensorboard=tensorboard,
             workers=asked,
             source=task.source,

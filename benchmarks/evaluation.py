@@ -1,7 +1,7 @@
 """What a candidate costs: the engine, the bare forward passes it needs, and a naive evaluation.
 
     AUTOPRUNE_DATA=... python benchmarks/evaluation.py [--networks resnet56 resnet50 mobilenet_v2] [--candidates 3]
-                                                       [--schemes 50] [--trials 48 --race 0.01]
+                                                       [--schemes 50] [--sixteen 20] [--trials 48 --race 0.01]
 
 Candidates keep half of the multiply-adds. Per network, in turns and in seconds of one core (median): a measurement of
 ours (choose, slice, repair, recalibrate, score); the *floor*, bare forward passes of the ready network over the same
@@ -11,8 +11,9 @@ batches. The last columns are what is done once: statistics, collected in one pa
 ranking the channels, factoring the layers and the dense network's answers.
 
 With ``--schemes N`` both rank N schemes of ResNet-56 on the same images, ours with the same repair as the naive one
-and with the default, and Spearman's correlations are printed. With ``--trials N`` the default searcher races through N
-trials on it, and what was stopped is measured in full. ResNet-50 and MobileNetV2 have random weights and images.
+and with the default, and Spearman's correlations are printed. With ``--sixteen N`` N schemes of it are measured in
+float32 and bfloat16 in turns. With ``--trials N`` the default searcher races through N trials on it, and what was
+stopped is measured in full. ResNet-50 and MobileNetV2 have random weights and images.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="*", default=["resnet56", "resnet50", "mobilenet_v2"])
     parser.add_argument("--candidates", type=int, default=3)
     parser.add_argument("--schemes", type=int, default=0)
+    parser.add_argument("--sixteen", type=int, default=0)
     parser.add_argument("--trials", type=int, default=0)
     parser.add_argument("--race", type=float, default=0.01)
     given = parser.parse_args()
@@ -69,6 +71,8 @@ def main() -> None:
             row(name, given.candidates)
         if given.schemes:
             ranks(given.schemes)
+        if given.sixteen:
+            sixteen(given.sixteen)
         if given.trials:
             races(given.trials, given.race)
 
@@ -175,6 +179,26 @@ def ranks(number: int) -> None:
             f"Spearman {both.spearman:.3f} (90 %: {both.low:.3f} to {both.high:.3f})",
             flush=True,
         )
+
+
+def sixteen(number: int) -> None:
+    """The same schemes of ResNet-56 in single precision and in 16 bits."""
+    exact, budget = problem("resnet56")
+    short = Evaluator(exact.model, exact.space, exact.calibration, exact.validation, precision="bfloat16")
+    for evaluator in (exact, short):
+        evaluator.prepare()
+    losses, times = [], []
+    for scheme in schemes(budget, number, seed=2):
+        both = exact(scheme), short(scheme)
+        losses.append([measured.loss for measured in both])
+        times.append([measured.seconds["total"] for measured in both])
+    (one, two), (slow, quick) = np.transpose(losses), np.transpose(times)
+    print(
+        f"\n{number} schemes of ResNet-56, float32 and bfloat16: {np.median(slow):.2f} and {np.median(quick):.2f} s a "
+        f"candidate, {np.median(slow / quick):.2f} times as fast; losses differ by {np.abs(one - two).mean():.4f}, those "
+        f"of two schemes by {np.sqrt(2) * one.std():.4f}; Spearman {agreement(two, one).spearman:.3f}",
+        flush=True,
+    )
 
 
 def races(trials: int, error: float) -> None:

@@ -174,7 +174,7 @@ def test_the_test_set_is_asked_for_once_and_only_at_the_end(search, digits):
 def test_events_come_in_order(search):
     events = []
     search(listener=lambda event, facts: events.append(event))
-    assert events == ["traced", "budget", "dense", "uniform", *["trial"] * 6, "done"]
+    assert events == ["traced", "budget", "started", "dense", "uniform", *["trial"] * 6, "done"]
 
 
 def test_ctrl_c_leaves_a_valid_best_so_far_and_the_run_goes_on_later(search):

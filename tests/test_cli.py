@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -157,6 +158,8 @@ SEARCH = ("search", "--calibration", "64", "--validation", "64", "--trials", "1"
         ((*SEARCH, "--set", "spread"), "KEY=VALUE"),
         ((*SEARCH, "--criterion", "tailor"), "taylor"),
         ((*SEARCH, "--recovery", "bn"), "recalibrate_bn"),
+        ((*SEARCH, "--precision", "bf16"), "precision 'bf16' is unknown: choose float32, bfloat16, float16"),
+        ((*SEARCH, "--tracker", "mlfow"), "tracker 'mlfow' is unknown"),
         ((*SEARCH, "--reward", "acuracy"), "accuracy"),
         ((*SEARCH, "--reward", "accuracy", "--reward-set", "target=0.5"), "reward accuracy has no option 'target'"),
         ((*SEARCH, "--reward", "constraint_punish", "--reward-set", "target=50"), "target = 50.0"),
@@ -279,6 +282,30 @@ def test_networks_are_timed_under_the_conditions_asked_for(call, monkeypatch, co
     asked = ("--batch-size", "4", "--threads", "2", "--dtype", "bfloat16", "--memory-format", "channels_last")
     _, _, err = call(command, *SEARCH[1:], "--run", "timed", *asked, "--backend", "compile")
     assert err == f"error: asked for {Conditions('cpu', 4, 2, 'bfloat16', 'channels_last', 'compile')}\n"
+
+
+def test_candidates_are_looked_at_in_the_precision_asked_for(call, home):
+    status, out, err = call(
+        *SEARCH, "--run", "short-numbers", "--searcher", "uniform", "--precision", "bfloat16", "--json"
+    )
+    assert status == 0, err
+    assert (
+        json.loads((home / "runs" / "short-numbers" / "config.json").read_text())["request"]["precision"] == "bfloat16"
+    )
+    assert json.loads(out)["rows"]["dense"]["accuracy"] > 0.9
+
+
+def test_trackers_hear_of_the_search(call, monkeypatch):
+    heard = []
+
+    def make(name: str = ""):
+        return lambda event, facts: heard.append((name, event))
+
+    monkeypatch.setitem(sys.modules, "mytrackers", SimpleNamespace(make=make))
+    named = ("--tracker", "mytrackers:make,name=one", "--tracker", "mytrackers:make,name=two")
+    status, _, err = call(*SEARCH, "--run", "tracked", "--searcher", "uniform", *named)
+    assert status == 0, err
+    assert {(name, event) for name in ("one", "two") for event in ("started", "trial", "done")} <= set(heard)
 
 
 def test_tensorboard_curves_lie_in_the_folder_of_the_run(call, home):

@@ -273,6 +273,7 @@ def test_an_illegal_scheme_is_an_error_of_the_caller():
         ({"threads": 0}, "threads = 0: at least 1 is needed"),
         ({"criterion": "l3"}, "criterion 'l3' is unknown"),
         ({"recovery": "hope"}, "recovery 'hope' is unknown"),
+        ({"precision": "float8"}, "precision 'float8' is unknown: choose float32, bfloat16, float16"),
     ],
 )
 def test_bad_options_are_refused_at_once(options, message):
@@ -379,6 +380,34 @@ def test_parts_of_a_batch_measure_what_the_batch_does():
     assert whole.protocol["validation"] == {"batches": 1, "samples": 1024}
 
 
+def test_sixteen_bits_measure_nearly_the_same():
+    exact, close = make()(HALF), make(precision="bfloat16")(HALF)
+    assert close.loss != exact.loss  # other numbers were computed with
+    assert (close.loss, close.kl) == pytest.approx((exact.loss, exact.kl), rel=0.02)
+
+
+def test_every_forward_pass_of_a_candidate_is_in_sixteen_bits_and_its_network_is_not():
+    seen = []
+
+    class Watched(nn.ReLU):
+        def forward(self, x):
+            seen.append(x.dtype)
+            return super().forward(x)
+
+    model = network()
+    model[4] = Watched()
+    evaluator = make(model, precision="bfloat16")
+    _ = evaluator.hints(), evaluator.dense  # what is known once: statistics in single precision
+    seen.clear()
+    assert evaluator(HALF).error is None
+    assert set(seen) == {torch.bfloat16}
+    candidate = evaluator.candidate(HALF)
+    assert {tensor.dtype for tensor in candidate.parameters()} == {torch.float32}
+    seen.clear()
+    evaluator.observe(candidate, VALIDATION)
+    assert set(seen) == {torch.float32}  # data of the user's are looked at exactly
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("criterion", ["obs", "taylor", "l1"])
 def test_a_graphics_card_measures_the_same(criterion):
@@ -414,6 +443,7 @@ OTHERS = {
     "batches": lambda: make(calibration=data((8, 24))[:2] + data((0,))),
     "validation": lambda: make(validation=VALIDATION[:2]),
     "threads": lambda: make(threads=2),
+    "precision": lambda: make(precision="bfloat16"),
     "seed": lambda: make(seed=1),
     "identity": lambda: make(identity={"model": "another"}),
     "space": other_space,

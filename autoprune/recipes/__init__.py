@@ -34,15 +34,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from autoprune import settings
 from autoprune.references import function
 
+if TYPE_CHECKING:
+    from torch import nn
+
 Tell = Callable[[Mapping[str, Any]], None]
-Method = Callable[..., nn.Module]
+Method = Callable[..., "nn.Module"]
 """``(model, sparsity, data, *, names, folder, seed, tell, **options) -> nn.Module``."""
 
 METHODS: Mapping[str, str] = {
