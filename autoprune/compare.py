@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from autoprune import chart, searchers, settings
+from autoprune import chart, page, searchers, settings
 from autoprune.claim import ClaimedError
 from autoprune.errors import UserError
 from autoprune.listeners import Listeners
@@ -125,7 +125,7 @@ def compare(  # noqa: PLR0913 - what a comparison says
     listener: Listeners = None,
     pool: Pool | None = None,
 ) -> Comparison:
-    """Search ``problem`` with every searcher and seed, and write table and curves to ``root/run``.
+    """Search ``problem`` with every searcher and seed, and write table, curves and ``report.html`` to ``root/run``.
 
     A searcher is ``name``, or ``name,option=value,…``. Each run ends after ``trials`` (a quick look at a share of
     the images counts as that share) or ``seconds`` of measuring, whichever comes first. All runs share a ledger: what
@@ -186,6 +186,7 @@ def compare(  # noqa: PLR0913 - what a comparison says
             time.sleep(POLL)
     comparison = Comparison.open(folder)
     comparison.write()
+    page.write(Run.open(folder))
     return comparison
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from autoprune import masking
+from autoprune import masking, page
 from autoprune.budget import Budget
 from autoprune.errors import UserError
 from autoprune.evaluate import Evaluator
@@ -135,6 +135,7 @@ def proxy_check(
             "loss": vars(agreement(values, [-row["tuned_loss"] for row in usable])),
         }
     write_json(folder / RECORD, record)
+    page.write(page.find(folder))
     return record
 
 

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from autoprune import arguments, completion
+from autoprune.errors import UserError
 from autoprune.options import OUTPUT, Debug, Json, Root, RunArgument, Source, option
 
 
@@ -66,20 +67,36 @@ def report(
     out: Annotated[
         Path | None, option(OUTPUT, "file to write", usual="report.html in the run, here for several")
     ] = None,
+    pictures: Annotated[
+        Path | None, option(OUTPUT, "folder for the page's pictures as files of their own", "--figures")
+    ] = None,
+    form: Annotated[
+        str, option(OUTPUT, "svg, png for these pictures", "--format", complete=completion.of("svg", "png"))
+    ] = "svg",
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Draw runs as a page that opens in any browser, without a network.
 
-    Example: autoprune report my-run other-run --out both.html
+    Sensitivity analyses, comparisons, proxy checks and sparse networks have their pages too.
+
+    Example: autoprune report my-run other-run --out both.html --figures paper --format png
     """
     from autoprune import page
-    from autoprune.run import Run
+    from autoprune.page import figures
 
-    found = [Run.open(run) for run in runs]
+    found = [page.find(run) for run in runs]
     path = out or (found[0].folder if len(found) == 1 else Path()) / page.REPORT
-    path.write_text(page.render(found), encoding="utf-8")
-    print(json.dumps({"file": str(path)}) if as_json else path)
+    text = page.render(found)
+    drawn = [] if pictures is None else figures.write(found, pictures, form)
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}): choose another file with --out") from None
+    if as_json:
+        print(json.dumps({"file": str(path), "figures": list(map(str, drawn))}))
+    else:
+        print(*[path, *drawn], sep="\n")
 
 
 def diff(

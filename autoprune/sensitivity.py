@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from autoprune import page
 from autoprune.claim import claim
 from autoprune.errors import UserError
 from autoprune.ledger import Ledger
@@ -22,7 +23,18 @@ from autoprune.multiples import Panel, multiples
 from autoprune.pool import InProcess, Pool
 from autoprune.problem import Noting, Problem
 from autoprune.references import stable_name
-from autoprune.run import LEDGER, ROOT, SUMMARY, make_folder, new_name, prepare, read_json, surroundings, write_json
+from autoprune.run import (
+    LEDGER,
+    ROOT,
+    SUMMARY,
+    Run,
+    make_folder,
+    new_name,
+    prepare,
+    read_json,
+    surroundings,
+    write_json,
+)
 from autoprune.searchers import Proposals
 from autoprune.searchers.sensitivity import Table, sampled, table
 from autoprune.storage import place
@@ -285,6 +297,7 @@ def sensitivity(
         (folder / PICTURE).write_text(found.picture(), encoding="utf-8")
         found.save(folder / RECORD)
         write_json(folder / SUMMARY, {"trials": len(loop.trials), "failed": failed, "seconds": loop.seconds})
+        page.write(Run.open(folder))
     tell("done", {"sensitivity": found})
     return found
 

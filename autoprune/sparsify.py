@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from autoprune import data, masks, models, recipes, settings
+from autoprune import data, masks, models, page, recipes, settings
 from autoprune.claim import claim
 from autoprune.cost import account, costs
 from autoprune.errors import UserError
@@ -130,7 +130,9 @@ def sparsify(
             "widths": [int(width) for width in space.widths],
         }
         write_json(folder / SUMMARY, summary)
-    return Run(folder, config, summary, scheme, space, sparse)
+        result = Run(folder, config, summary, scheme, space, sparse)
+        page.write(result)
+    return result
 
 
 def weights(model: nn.Module, example: Any, include: Sequence[str], exclude: Sequence[str]) -> SearchSpace:

@@ -133,7 +133,7 @@ def finetune(
 
     Example: autoprune finetune my-run --data imagefolder:photos --epochs 20 --distill 0.5 --augment crop
     """
-    from autoprune import report
+    from autoprune import page, report
     from autoprune.finetune import Recipe, finish
     from autoprune.run import Run
 
@@ -149,6 +149,8 @@ def finetune(
         network.to(device), found.folder, splits, out or found.folder / "finetuned", recipe,
         tell=lambda facts: console.print(report.epoch(facts, epochs)),
     )  # fmt: skip
+    if out is None:
+        page.write(found)  # which now has a row more
     if output.told(result["folder"], result):
         return
     console.print(report.comparison(result["rows"]))

@@ -195,8 +195,8 @@ def sixteen(number: int) -> None:
     (one, two), (slow, quick) = np.transpose(losses), np.transpose(times)
     print(
         f"\n{number} schemes of ResNet-56, float32 and bfloat16: {np.median(slow):.2f} and {np.median(quick):.2f} s a "
-        f"candidate, {np.median(slow / quick):.2f} times as fast; losses differ by {np.abs(one - two).mean():.4f}, those "
-        f"of two schemes by {np.sqrt(2) * one.std():.4f}; Spearman {agreement(two, one).spearman:.3f}",
+        f"candidate, {np.median(slow / quick):.2f} times as fast; losses differ by {np.abs(one - two).mean():.4f} "
+        f"(two schemes' by {np.sqrt(2) * one.std():.4f}); Spearman {agreement(two, one).spearman:.3f}",
         flush=True,
     )
 

@@ -1,12 +1,13 @@
 """Searchers at equal cost on a CIFAR ResNet, without fine-tuning: ``autoprune compare`` with a table for the docs.
 
     AUTOPRUNE_DATA=... python benchmarks/searchers.py [--network resnet20] [--budget macs=50%] [--trials 60]
-                       [--searchers swap random ...] [--seeds 0 1 2] [--root FOLDER] [--out FOLDER]
+                       [--searchers swap random ...] [--seeds 0 1 2] [--root FOLDER] [--ledger FILE] [--out FOLDER]
+                       [--precision bfloat16] [--recovery sequential,images=256]
 
 All searchers get the same evaluator and the same number of trials, scored on 2,048 training images; the test images
 are looked at once per answer. A searcher may carry options: ``ddpg,updates=0`` is the agent that does not learn. With
 ``--root`` the runs are kept, and a stopped benchmark goes on where it was, on several cores if it is started several
-times. Prints one line per searcher, the best first, and copies the curves to ``--out``.
+times; with ``--ledger`` other budgets use its tables of sensitivities. Prints one line per searcher, the best first, and copies the curves to ``--out``.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch
 
 from autoprune import api, data, models
 from autoprune.compare import PICTURES, Comparison, compare
+from autoprune.evaluate import RECOVERY
 
 # Without a table to measure first, they have an answer within 60 trials.
 QUICK = [
@@ -42,6 +44,9 @@ def main() -> None:
     parser.add_argument("--searchers", nargs="*", default=[*QUICK, *SLOW])
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--root", default=None, help="keep the runs here, and continue them")
+    parser.add_argument("--ledger", default=None, help="journal file that several budgets share")
+    parser.add_argument("--precision", default="float32")
+    parser.add_argument("--recovery", default=RECOVERY)
     parser.add_argument("--out", default=None, help="folder for the curves as SVG")
     given = parser.parse_args()
     if "AUTOPRUNE_DATA" not in os.environ:
@@ -51,12 +56,13 @@ def main() -> None:
     network = models.load(f"autoprune:{given.network}", folder / f"{given.network}-cifar10-jpeg.pt").eval()
     problem = api.problem(
         network, torch.zeros(1, 3, 32, 32), splits.calibration, splits.validation,
-        budget=given.budget, test=splits.test, name=f"{given.network}, {given.budget}",
+        budget=given.budget, test=splits.test, precision=given.precision, recovery=given.recovery,
+        name=f"{given.network}, {given.budget}",
     )  # fmt: skip
     name = f"{given.network}-{given.budget}".replace("=", "-").replace("%", "")
     found = compare(
         problem, given.searchers, seeds=given.seeds, trials=given.trials, run=name,
-        root=given.root or tempfile.mkdtemp(), tell=lambda run: print(run.name, flush=True),
+        root=given.root or tempfile.mkdtemp(), ledger=given.ledger, tell=lambda run: print(run.name, flush=True),
     )  # fmt: skip
     table(found)
     if given.out is not None:

@@ -234,11 +234,11 @@ def test_a_page_is_named_to_a_machine(tmp_path, monkeypatch, command_line):
     class Found:
         folder = tmp_path
 
-    monkeypatch.setattr("autoprune.run.Run.open", lambda run: Found())
+    monkeypatch.setattr("autoprune.page.find", lambda run: Found())
     monkeypatch.setattr("autoprune.page.render", lambda found: "<html>")
     status, out, err = command_line("report", "mine", "--json")
     assert status == 0, err
-    assert json.loads(out) == {"file": str(tmp_path / "report.html")}
+    assert json.loads(out) == {"file": str(tmp_path / "report.html"), "figures": []}
     assert run_commands.report.__doc__
 
 

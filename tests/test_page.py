@@ -305,6 +305,26 @@ class TestSeveral:
         assert "answer of" not in cells(text)  # one search alone is not compared
 
 
+class TestCommand:
+    def test_a_page_and_its_pictures_of_any_kind(
+        self, folders: dict[str, Path], texts: dict[str, str], tmp_path: Path, command_line: Callable[..., Any]
+    ) -> None:
+        for kind in KINDS:
+            named = ("--out", str(tmp_path / f"{kind}.html"), "--figures", str(tmp_path / kind), "--json")
+            status, out, errors = command_line("report", str(folders[kind]), *named)
+            assert status == 0, errors
+            assert (tmp_path / f"{kind}.html").read_text(encoding="utf-8") == texts[kind]
+            written = [Path(path).name for path in json.loads(out)["figures"]]
+            assert written == [f"{figure.name}.svg" for figure in page.article(page.find(folders[kind])).figures]
+
+    def test_a_place_that_cannot_be_written_is_named(
+        self, folders: dict[str, Path], tmp_path: Path, command_line: Callable[..., Any]
+    ) -> None:
+        status, _, errors = command_line("report", str(folders["search"]), "--out", str(tmp_path / "no" / "page.html"))
+        assert status == 2
+        assert f"{tmp_path / 'no' / 'page.html'} cannot be written" in errors
+
+
 class TestFigures:
     def test_every_picture_becomes_a_file_that_stands_alone(self, folders: dict[str, Path], tmp_path: Path) -> None:
         run = Run.open(folders["search"])
