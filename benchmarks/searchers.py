@@ -7,7 +7,8 @@
 All searchers get the same evaluator and the same number of trials, scored on 2,048 training images; the test images
 are looked at once per answer. A searcher may carry options: ``ddpg,updates=0`` is the agent that does not learn. With
 ``--root`` the runs are kept, and a stopped benchmark goes on where it was, on several cores if it is started several
-times; with ``--ledger`` other budgets use its tables of sensitivities. Prints one line per searcher, the best first, and copies the curves to ``--out``.
+times; with ``--ledger`` other budgets use its tables of sensitivities. Prints one line per searcher, the best first,
+and copies the curves to ``--out``.
 """
 
 from __future__ import annotations
