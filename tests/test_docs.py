@@ -189,7 +189,8 @@ def test_options_in_the_text_exist():
         text = BLOCK.sub("", page.read_text(encoding="utf-8"))
         for words in re.findall(r"`autoprune ([a-z][a-z-]*)( [^`]*)?`", text):
             command, _, _ = leaf([words[0], *(words[1].split()[:1] if words[0] == "latency" else [])])
-            known = {option for parameter in command.params for option in [*parameter.opts, *parameter.secondary_opts]}
+            taken = [*command.params, *(leaf(["search"])[0].params if words[0] == "init" else ())]
+            known = {option for parameter in taken for option in [*parameter.opts, *parameter.secondary_opts]}
             for option in re.findall(r"(?<= )--?[a-z][\w-]*", words[1]):
                 assert option in known or option == "--help", f"{page.name}: {words[0]} has no {option}"
 
