@@ -19,7 +19,17 @@ from autoprune.errors import UserError
 from autoprune.latency import build as building
 from autoprune.latency import source
 from autoprune.latency.build import build
-from autoprune.latency.calibrate import FEATURES, UNCORRECTED, agreement, fit, random_schemes, sliced
+from autoprune.latency.calibrate import (
+    CHECKS,
+    FEATURES,
+    NETWORKS,
+    UNCORRECTED,
+    agreement,
+    fit,
+    random_schemes,
+    refined,
+    sliced,
+)
 from autoprune.latency.check import check
 from autoprune.latency.conditions import Conditions
 from autoprune.latency.predict import TableLatency, liked
@@ -116,7 +126,7 @@ def test_calibration_corrects_what_whole_networks_take_beyond_their_pieces(virtu
     facts = table.calibrations[space.fingerprint]
     assert facts["mape"] < 0.03 < facts["uncorrected"]["mape"]
     assert facts["dense"]["median"] == pytest.approx(1e3 * virtual.seconds(model, EXAMPLE))
-    assert len(facts["checked"]) == 12 and len(facts["fitted"]) == 8
+    assert len(facts["checked"]) == CHECKS and len(facts["fitted"]) == NETWORKS
 
 
 def test_the_prediction_never_falls_when_more_is_kept(virtual: Machine, tmp_path: Path) -> None:
@@ -394,6 +404,29 @@ def test_the_correction_recovers_weights_and_is_never_negative(seed: int) -> Non
     assert found["layers"] == pytest.approx(1.1, abs=0.1)
     other = fit(features, np.abs(chance.normal(1, 0.5, 8)) + 0.1)
     assert min(other.values()) >= 0
+
+
+def test_a_kernel_that_the_table_has_wrong_is_corrected_by_itself(virtual: Machine, tmp_path: Path) -> None:
+    """One signature takes twice what was measured of it alone; the others are right."""
+    model = mixed()
+    table, space = built(model, tmp_path / "table.json")
+    raw = latency(model, space, table, corrected=False)
+    wrong = int(raw.details(np.array(space.dense.kept, float))[:-2].argsort()[-2])
+    truth = raw.vector(UNCORRECTED)
+    truth[wrong] = 2.0
+    fitted, others = random_schemes(space, 20, seed=0), random_schemes(space, 20, seed=1)
+    known, unseen = (
+        np.array([raw.details(np.array(scheme.kept, float)) for scheme in schemes]) for schemes in (fitted, others)
+    )
+    shared = fit(np.array([raw.features(np.array(scheme.kept, float)) for scheme in fitted]), known @ truth)
+    weights = refined(shared, raw, known, known @ truth)
+    assert min(weights[signature] for signature in raw.signatures) > 0
+    one, many = (agreement(unseen @ raw.vector(found), unseen @ truth)["mape"] for found in (shared, weights))
+    assert many < 0.5 * one
+    assert raw.corrected(weights)(others[0]) == pytest.approx(float(unseen[0] @ raw.vector(weights)))
+    assert refined(dict(UNCORRECTED), raw, known, known @ raw.vector(UNCORRECTED)) == pytest.approx(
+        {**UNCORRECTED, **dict.fromkeys(raw.signatures, 1.0)}, abs=1e-9
+    )
 
 
 def test_the_correction_of_a_table_that_is_right_is_none() -> None:

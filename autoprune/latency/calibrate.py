@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from autoprune.errors import UserError
 from autoprune.forward import Example
-from autoprune.latency.predict import FEATURES, UNCORRECTED, TableLatency
+from autoprune.latency.predict import FEATURES, UNCORRECTED, TableLatency, liked
 from autoprune.latency.stopwatch import SURE, Timing
 from autoprune.latency.table import Table
 from autoprune.latency.units import units
@@ -22,12 +22,16 @@ from autoprune.scheme import Scheme
 from autoprune.slicing import prune
 from autoprune.space import SearchSpace
 
-NETWORKS = 8
+NETWORKS = 20
+FEW = 8
+"""Networks that a device elsewhere is asked about, where each may take minutes."""
 CHECKS = 12
 REPEATS = 11
 PRIMITIVES = 600
 RIDGE = 0.02
 """How strongly weights are held to those of an uncorrected table, in squared relative error per network."""
+HELD, LEAST = 0.03, 0.25
+"""How strongly the weight of a signature is held to that of its kind, and how far it may fall below."""
 
 
 def random_schemes(space: SearchSpace, number: int, seed: int) -> list[Scheme]:
@@ -40,9 +44,9 @@ def random_schemes(space: SearchSpace, number: int, seed: int) -> list[Scheme]:
     return schemes
 
 
-def fitting_schemes(space: SearchSpace, seed: int = 0) -> list[Scheme]:
+def fitting_schemes(space: SearchSpace, number: int, seed: int = 0) -> list[Scheme]:
     """The schemes that a correction is fitted to: the dense one, the smallest one, and random ones."""
-    return [space.dense, space.smallest, *random_schemes(space, NETWORKS - 2, seed)]
+    return [space.dense, space.smallest, *random_schemes(space, number - 2, seed)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,22 +113,26 @@ def calibrated(
 
     The correction minimises relative errors over non-negative weights, held to the uncorrected table's. It is kept
     under the space's fingerprint, with the mean and the greatest absolute relative error, and Spearman's correlation
-    between predicted and measured latencies, of :data:`CHECKS` other random schemes.
+    between predicted and measured latencies, of :data:`CHECKS` other random schemes. All of them have widths that the
+    hardware likes (:func:`autoprune.latency.predict.liked`), as those of a search under a latency cap: a width that is
+    slower than a wider one is predicted as fast as that, for costs must not fall when more is kept.
     """
     raw = TableLatency(operations, units(operations), table)
-    fitted = fitting_schemes(space, seed)
-    checked = random_schemes(space, CHECKS, seed + 1)
+    tried = liked(space, raw)
+    fitted = fitting_schemes(tried, NETWORKS, seed)
+    checked = random_schemes(tried, CHECKS, seed + 1)
     sample = measured(model, example, space, [*fitted, *checked], table)
     ms = sample.ms
-    features = features_of([*fitted, *checked], raw)
-    weights = fit(features[: len(fitted)], ms[: len(fitted)])
-    predicted = features @ np.array([weights[name] for name in FEATURES])
+    details = np.array([raw.details(np.array(scheme.kept, dtype=np.float64)) for scheme in (*fitted, *checked)])
+    weights = fit(features_of(fitted, raw), ms[: len(fitted)])
+    weights = refined(weights, raw, details[: len(fitted)], ms[: len(fitted)])
+    predicted = details @ raw.vector(weights)
     record = {
         "weights": weights,
         "dense": sample.dense.to_dict(),
         "fitted": [list(pair) for pair in zip(predicted[: len(fitted)], ms[: len(fitted)], strict=True)],
         "checked": [list(pair) for pair in zip(predicted[len(fitted) :], ms[len(fitted) :], strict=True)],
-        "uncorrected": agreement(features[len(fitted) :] @ np.array(list(UNCORRECTED.values())), ms[len(fitted) :]),
+        "uncorrected": agreement(details[len(fitted) :] @ raw.vector(UNCORRECTED), ms[len(fitted) :]),
         **agreement(predicted[len(fitted) :], ms[len(fitted) :]),
         "spread": sample.spread,
         "drift": sample.drift,
@@ -148,6 +156,26 @@ def fit(features: NDArray[np.float64], ms: NDArray[np.float64]) -> dict[str, flo
     target = held @ np.array([UNCORRECTED[name] for name in FEATURES])
     weights = nnls(np.vstack([relative, held]), np.concatenate([np.ones(len(ms)), target]))[0]
     return {name: float(weight) for name, weight in zip(FEATURES, weights, strict=True)}
+
+
+def refined(
+    weights: Mapping[str, float], raw: TableLatency, details: NDArray[np.float64], ms: NDArray[np.float64]
+) -> dict[str, float]:
+    """The same with a weight for every signature, where that lessens relative errors.
+
+    ``details`` are :meth:`TableLatency.details` by network. A weight is held to that of its kind, so that a handful of
+    networks cannot lead it astray, and no piece becomes free.
+    """
+    from scipy.optimize import nnls
+
+    relative, start = details / ms[:, None], raw.vector(weights)
+    size = np.abs(relative).mean(0)
+    held = np.sqrt(HELD * len(ms)) * np.diag(np.where(size > 0, size, 1.0))
+    target = np.concatenate([np.ones(len(ms)), held @ start])
+    matrix = np.vstack([relative, held])
+    found = LEAST * start + nnls(matrix, target - matrix @ (LEAST * start))[0]
+    *pieces, megabytes, calls = found.tolist()
+    return {**weights, "megabytes": megabytes, "calls": calls, **dict(zip(raw.signatures, pieces, strict=True))}
 
 
 def agreement(predicted: NDArray[np.float64], ms: NDArray[np.float64]) -> dict[str, float]:

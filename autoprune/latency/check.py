@@ -10,7 +10,7 @@ from torch import nn
 from autoprune.errors import UserError
 from autoprune.forward import Example
 from autoprune.latency.calibrate import agreement, measured, random_schemes
-from autoprune.latency.predict import TableLatency
+from autoprune.latency.predict import TableLatency, liked
 from autoprune.latency.source import weights_of
 from autoprune.latency.table import Table
 from autoprune.latency.units import units
@@ -23,6 +23,8 @@ def check(
 ) -> dict[str, Any]:
     """Predicted and measured milliseconds of random schemes (``checked``), their mean error and rank correlation.
 
+    Their widths are those that the hardware likes, as in a search under a latency cap.
+
     A machine that is slower or faster by now (``drift``) is not held against the table: what is measured is told at the
     speed of the calibration, by the dense network.
     """
@@ -34,8 +36,9 @@ def check(
             "extends it"
         )
     operations = record(model, example, space, table.conditions.batch)
-    predicted = TableLatency(operations, units(operations), table, weights_of(table, space.fingerprint))
-    schemes = random_schemes(space, networks, seed)
+    raw = TableLatency(operations, units(operations), table)
+    predicted = raw.corrected(weights_of(table, space.fingerprint))
+    schemes = random_schemes(liked(space, raw), networks, seed)
     dense = float(table.calibrations[space.fingerprint]["dense"]["median"])
     sample = measured(model, example, space, schemes, table, dense)
     guesses = np.array([predicted(scheme) for scheme in schemes])

@@ -28,7 +28,8 @@ UNCORRECTED: Mapping[str, float] = {"layers": 1.0, "others": 1.0, "megabytes": 0
 class TableLatency:
     """Milliseconds of a scheme: the cost behind ``latency=8ms``. Never less when more is kept.
 
-    ``weights`` (see :data:`FEATURES`) come from a calibration; none is negative.
+    ``weights`` come from a calibration: one for each of :data:`FEATURES`, and perhaps one for the pieces of a
+    signature, which then stands in place of their kind's. None is negative.
     """
 
     def __init__(
@@ -43,32 +44,36 @@ class TableLatency:
         self.table, self.weights = table, dict(weights)
         self._operations, self._units = operations, list(found)
         self._known: dict[tuple[str, Lengths], float] = {}
-        self._fixed = np.zeros(2)  # layers, others
-        self._pieces: list[tuple[str, int, int]] = []  # signature, kind, letters
+        kinds = {unit.signature: int(not unit.operations[0].name.startswith(LAYERS)) for unit in found}
+        self.signatures, self._kinds = list(kinds), np.array(list(kinds.values()), dtype=np.int64)
+        at = {signature: number for number, signature in enumerate(kinds)}
+        self._fixed = np.zeros(len(kinds))
+        self._pieces: list[tuple[int, str, int]] = []  # its number, signature, letters
         places: list[int] = []
         for unit in found:
-            kind = int(not unit.operations[0].name.startswith(LAYERS))
             if not unit.letters:
-                self._fixed[kind] += self._time(unit.signature, ())
+                self._fixed[at[unit.signature]] += self._time(unit.signature, ())
             elif not unit.entries:
-                self._pieces.append((unit.signature, kind, len(unit.letters)))
+                self._pieces.append((at[unit.signature], unit.signature, len(unit.letters)))
                 places += unit.letters
         self._rest, self._slope = operations.rest[places], operations.slope[places]
-        self._bulky = [unit for unit in found if unit.entries]
+        self._bulky = [(at[unit.signature], unit) for unit in found if unit.entries]
         weighty = {o.storage: list(o.place) for call in operations.calls for o in call.read if o.parameter}
         self._parameters = Volumes(operations, list(weighty.values()))
+        self._vector = self.vector(self.weights)
 
     def __call__(self, scheme: Scheme) -> float:
         """The cost of a scheme."""
-        return float(self.features(np.asarray(scheme.kept, dtype=np.float64)) @ self._vector)
+        return float(self.details(np.asarray(scheme.kept, dtype=np.float64)) @ self._vector)
 
     def at(self, kept: NDArray[Any]) -> float:
         """The cost at counts that need not be whole: that of the next whole ones."""
-        return float(self.features(np.ceil(np.asarray(kept, dtype=np.float64) - 1e-9)) @ self._vector)
+        return float(self.details(np.ceil(np.asarray(kept, dtype=np.float64) - 1e-9)) @ self._vector)
 
-    @property
-    def _vector(self) -> NDArray[np.float64]:
-        return np.array([self.weights[name] for name in FEATURES])
+    def vector(self, weights: Mapping[str, float]) -> NDArray[np.float64]:
+        """What each of the :meth:`details` counts."""
+        pieces = [weights.get(s, weights[FEATURES[kind]]) for s, kind in zip(self.signatures, self._kinds, strict=True)]
+        return np.array([*pieces, *(weights[name] for name in FEATURES[2:])])
 
     def corrected(self, weights: Mapping[str, float]) -> TableLatency:
         """The same with other weights."""
@@ -76,13 +81,19 @@ class TableLatency:
 
     def features(self, kept: NDArray[np.float64]) -> NDArray[np.float64]:
         """What :data:`FEATURES` are at these counts."""
+        *times, megabytes, calls = self.details(kept)
+        return np.array([*np.bincount(self._kinds, times, minlength=2), megabytes, calls])
+
+    def details(self, kept: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The same with the milliseconds of every signature by themselves, in the order of ``signatures``."""
         times = self._fixed.copy()
         lengths = iter(np.rint(self._rest + self._slope @ kept).astype(np.int64).tolist())
-        for signature, kind, letters in self._pieces:
-            times[kind] += self._time(signature, (next(lengths),) if letters == 1 else (next(lengths), next(lengths)))
+        for number, signature, letters in self._pieces:
+            times[number] += self._time(signature, (next(lengths),) if letters == 1 else (next(lengths), next(lengths)))
         if self._bulky:
             sizes = self._operations.sizes(kept)
-            times[1] += sum(self._time(unit.signature, unit.lengths(sizes)) for unit in self._bulky)
+            for number, unit in self._bulky:
+                times[number] += self._time(unit.signature, unit.lengths(sizes))
         return np.array([*times, 4e-6 * float(self._parameters(kept).sum()), 1.0])
 
     def ends(self, space: SearchSpace, group: int) -> set[int]:
@@ -91,7 +102,7 @@ class TableLatency:
         whole = np.tile(np.asarray(space.widths, dtype=np.float64), (len(counts), 1))
         whole[:, group] = counts
         lengths = np.rint(self._rest + whole @ self._slope.T).astype(np.int64)
-        stairs = [stair for signature, _, _ in self._pieces for stair in self.table.entries[signature].stairs]
+        stairs = [stair for _, signature, _ in self._pieces for stair in self.table.entries[signature].stairs]
         found: set[int] = set()
         for column, (stair, slope) in enumerate(zip(stairs, self._slope[:, group], strict=True)):
             if stair > slope * step > 0:

@@ -17,10 +17,10 @@ from autoprune.errors import UserError
 from autoprune.forward import Example
 from autoprune.latency import meter
 from autoprune.latency.build import build
-from autoprune.latency.calibrate import calibrated, features_of, fit, fitting_schemes, sliced
+from autoprune.latency.calibrate import FEW, calibrated, features_of, fit, fitting_schemes, sliced
 from autoprune.latency.conditions import Conditions, machine
 from autoprune.latency.meter import Meter, Remote
-from autoprune.latency.predict import TableLatency
+from autoprune.latency.predict import TableLatency, liked
 from autoprune.latency.table import Table
 from autoprune.latency.units import units
 from autoprune.operations import Operations
@@ -121,7 +121,7 @@ def _check(table: Table, conditions: Conditions | None, strict: bool) -> bool:
 
 def _taught(table: Table, key: str, raw: TableLatency, timer: Meter, model: nn.Module, space: SearchSpace) -> Table:
     """The table with a correction fitted to what the remote device says of a few networks."""
-    schemes = fitting_schemes(space)
+    schemes = fitting_schemes(liked(space, raw), FEW)
     timings = timer.measure({str(n): sliced(model, space, scheme) for n, scheme in enumerate(schemes)})
     ms = np.array([timings[str(n)].median for n in range(len(schemes))])
     record = {"weights": fit(features_of(schemes, raw), ms), "dense": timings["0"].to_dict()}
