@@ -290,7 +290,7 @@ def search(
     if tensorboard:
         check_installed()
     listener = together(listener)
-    measured["also"] = (*measured.get("also", ()), *_texts(objectives))
+    measured["also"] = (*_texts(measured.get("also", ())), *_texts(objectives))
     made = problem(model, example, calibration, validation, budget=budget, listener=listener, **measured)
     with made.pool(workers) as pool:
         return made.search(

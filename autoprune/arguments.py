@@ -283,14 +283,19 @@ def read_recipe(recipe: str, texts: Sequence[str] | None) -> dict[str, Any]:
 
 
 def read_off(
-    folder: str | None, network: nn.Module, space: SearchSpace, criterion: str | None, recovery: str | None
+    folder: str | None,
+    network: nn.Module,
+    space: SearchSpace,
+    criterion: str | None,
+    recovery: str | None,
+    allow_code: bool,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The whole network that was trained in ``folder``, if one is named, and how a search makes candidates of it."""
     if folder is None:
         return network, {"criterion": criterion, "recovery": recovery}
     from autoprune.recipes import source
 
-    found = source.read(folder, network, space)
+    found = source.read(folder, network, space, allow_code=allow_code)
     if criterion is not None and criterion != found.criterion:
         raise UserError(
             f"--criterion {criterion}: which weights stay was decided when --weights-from {folder} was trained"

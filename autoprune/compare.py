@@ -23,6 +23,7 @@ from autoprune.claim import ClaimedError
 from autoprune.errors import UserError
 from autoprune.listeners import Listeners
 from autoprune.loop import Stop
+from autoprune.page import curves, histories
 from autoprune.pool import Pool
 from autoprune.problem import Problem
 from autoprune.references import stable_name
@@ -35,7 +36,6 @@ TABLE = "comparison.csv"
 PICTURES = {"trials": "trials.svg", "seconds": "seconds.svg"}
 KIND = "comparison"
 POLL = 5.0  # seconds until a run that another process drives is looked at again
-POINTS = 200  # of a curve over seconds
 
 Against = Literal["trials", "seconds"]
 
@@ -82,13 +82,8 @@ class Comparison:
 
         Every run begins with the uniform scheme at 0. Where one had stopped, its last value goes on.
         """
-        histories = {name: [run.history() for run in several] for name, several in self.runs.items()}
-        last = max(float(history[against].max()) for several in histories.values() for history in several)
-        grid = np.arange(0.0, last + 1) if against == "trials" else np.linspace(0.0, last, POINTS)
-        return {
-            name: (grid, np.stack([_best_so_far(history, against, grid) for history in several]))
-            for name, several in histories.items()
-        }
+        past = {name: [histories.read(run) for run in several] for name, several in self.runs.items()}
+        return curves.lines(past, against)
 
     def write(self) -> None:
         """The table and both pictures, into the folder."""
@@ -186,7 +181,7 @@ def compare(  # noqa: PLR0913 - what a comparison says
             time.sleep(POLL)
     comparison = Comparison.open(folder)
     comparison.write()
-    page.write(Run.open(folder))
+    page.leave(Run.open(folder))
     return comparison
 
 
@@ -226,11 +221,3 @@ def _finished(folder: Path, rules: Mapping[str, Any]) -> Run | None:
 
 def _interrupted(run: Run) -> bool:
     return bool(run.summary["interrupted"])
-
-
-def _best_so_far(history: pd.DataFrame, against: Against, grid: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The highest reward of a full, affordable trial up to each point of the grid; -inf before the first."""
-    counted = history["affordable"] & ~history["fidelity"].str.contains("share=|recovery=")
-    best = history["reward"].where(counted, -np.inf).cummax().to_numpy(np.float64)
-    at = np.searchsorted(history[against].to_numpy(np.float64), grid + 1e-9, side="right") - 1
-    return np.where(at < 0, -np.inf, best[at])

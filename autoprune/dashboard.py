@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 READING = ("GET", "HEAD")
 REFUSED = "this view is read-only: the ledger belongs to the search"
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
+LOOPBACK = ("127.0.0.1", "localhost")
 
 App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 

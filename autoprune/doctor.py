@@ -147,9 +147,11 @@ def threads() -> Check:
     except Exception:  # noqa: BLE001 - said above
         return Check("threads", "ok", named)
     found = f"{used} threads on {named}{f', OMP_NUM_THREADS={asked}' if asked else ''}"
-    if used > cores:
-        return Check("threads", "note", f"{found}: they wait for each other", f"export OMP_NUM_THREADS={cores:.0f}")
-    if asked and used < cores:
+    if used > max(1, int(cores)):
+        return Check(
+            "threads", "note", f"{found}: they wait for each other", f"export OMP_NUM_THREADS={max(1, int(cores))}"
+        )
+    if asked and cores // used > 1:
         return Check("threads", "note", f"{found}: cores are left over", f"--workers {cores // used:.0f} uses them")
     return Check("threads", "ok", found)
 
@@ -198,9 +200,9 @@ def extras() -> Check:
 def writable(name: str, folder: Path) -> Check:
     """Whether files can be made in a folder, which may have to be made first, and how much room there is."""
     place = folder.absolute()
-    while not place.exists():
-        place = place.parent
     try:
+        while not place.exists():
+            place = place.parent
         with tempfile.TemporaryFile(dir=place):
             free = shutil.disk_usage(place).free
     except OSError as error:
@@ -216,9 +218,9 @@ def caches() -> Check:
     """The folder where archives are unpacked."""
     try:
         folder = paths.cache()
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # there may be no home
         cure = "name a folder of yours with XDG_CACHE_HOME"
-        return Check("cache folder", "problem", f"cannot be made: {error.strerror or error}", cure)
+        return Check("cache folder", "problem", f"cannot be made: {getattr(error, 'strerror', None) or error}", cure)
     return writable("cache folder", folder)
 
 

@@ -11,7 +11,7 @@ import typer
 from autoprune import arguments, completion
 from autoprune.errors import UserError
 from autoprune.option_groups import Images, Narrowed, Network, Repair, Timing, spread
-from autoprune.options import NETWORK, OUTPUT, Debug, Json, Root, option
+from autoprune.options import NETWORK, OUTPUT, Config, Debug, Json, Root, option
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,12 +41,13 @@ def evaluate(
         str | None,
         option(OUTPUT, "journal file or storage URL to share measurements with runs", usual="none"),
     ] = None,
+    config: Config = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Measure schemes found elsewhere beside the dense network: validation loss, accuracy, costs, latency here.
 
-    Give the data, criterion and recovery of a search, and the numbers compare with that search's.
+    Give the data, criterion, recovery and precision of a search, and the numbers compare with that search's.
 
     Example: autoprune evaluate mine.csv theirs.json --model torchvision:resnet18 --data imagefolder:photos
     """
@@ -67,8 +68,8 @@ def evaluate(
     wanted = {source: _read(source, path, space, dense) for source, path in files.items()}
     problem = api.problem(
         dense, example, splits.calibration, splits.validation, budget="macs=100%", criterion=repair.criterion,
-        recovery=repair.recovery, test=splits.test if test else None, device=timing.device, space=space,
-        name=network.model, **timing.read(),
+        recovery=repair.recovery, precision=repair.precision, test=splits.test if test else None,
+        device=timing.device, space=space, name=network.model, **timing.read(),
     )  # fmt: skip
     with Progress(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("measuring", total=len(wanted))

@@ -26,6 +26,7 @@ from autoprune.errors import UserError
 from autoprune.exporters import scheme_file
 from autoprune.forward import call, evaluating, logits, to
 from autoprune.pruned import SCHEME, load_pruned, save_pruned
+from autoprune.run import SUMMARY, write_json
 from autoprune.slicing import named_tensors
 
 if TYPE_CHECKING:
@@ -262,8 +263,8 @@ def finish(
     """Train the pruned network in ``source`` with the data it was searched with, and save it in ``folder``.
 
     ``dense`` is the network it came from, and the teacher. The answer is JSON-ready: ``rows`` compare the dense
-    network, the pruned one and the trained one, ``best`` is the epoch that was kept. Test images are looked at once
-    per row. Where the scheme removed single weights they stay zero.
+    network, the pruned one and the trained one, ``best`` is the epoch that was kept; both are the folder's summary.
+    Test images are looked at once per row. Where the scheme removed single weights they stay zero.
     """
     if splits.train is None:
         raise UserError(f"data {splits.name!r} has no training part: fine-tuning needs images to train on")
@@ -280,6 +281,7 @@ def finish(
     rows["finetuned"] = _row(pruned, splits)
     save_pruned(pruned, folder, text)
     best = max(range(len(history)), key=lambda at: history[at]["validation_accuracy"]) + 1
+    write_json(folder / SUMMARY, {"rows": rows, "best": best})
     return {"folder": str(folder), "rows": rows, "best": best, "history": history}
 
 

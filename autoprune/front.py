@@ -81,7 +81,7 @@ class Front:
         }
 
     def write(self, folder: Path, kept: Callable[[Scheme], Sequence[NDArray[np.int64]]]) -> None:
-        """``front.json``: the front, and with every point the channels that ``kept`` says stay, group by group."""
+        """``front.json``: the front, with every point the channels that ``kept`` says stay, and all other values."""
         points: list[dict[str, Any]] = []
         for number, (trial, values) in enumerate(zip(self.trials, self.values.tolist(), strict=True)):
             measured = trial.measurement.to_dict()
@@ -97,7 +97,8 @@ class Front:
             )
             if trial.scheme.granularity == "channel":
                 points[-1]["indices"] = [" ".join(map(str, units)) for units in kept(trial.scheme)]
-        write_json(folder / FRONT, {**self.facts(), "points": points})
+        others = [self._named(values) for values in self.others.tolist()]
+        write_json(folder / FRONT, {**self.facts(), "points": points, "others": others})
 
     def draw(self, folder: Path, title: str) -> None:
         """``front.svg``: the first objective over the second, all trials in grey and the front in colour."""

@@ -131,6 +131,7 @@ def check(
     input: Input = None,  # noqa: A002 - the option's name
     networks: Annotated[int, option(LATENCY, "random schemes to time")] = 12,
     seed: Annotated[int, option(LATENCY, "which schemes these are")] = 2,
+    narrowed: Narrowed,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -144,7 +145,7 @@ def check(
     from autoprune.latency.check import check as checked
     from autoprune.latency.table import Table
 
-    dense, example, space = _space(network, input)
+    dense, example, space = _space(network, input, narrowed)
     facts = checked(Table.load(table), dense, example, space, networks, seed)
     if as_json:
         print(json.dumps(facts))

@@ -17,7 +17,8 @@ from autoprune.references import stable_name
 Listener = Callable[[str, Mapping[str, Any]], Any]
 Listeners = Listener | Sequence[Listener] | None
 
-PATIENCE = 3  # errors in a row after which a listener is not told any more
+PATIENCE = 3  # errors in a row after which a listener is told of the end alone
+ENDS = ("done", "failed")
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ class Audience:
     """Several listeners as one.
 
     An error in a listener is worth a warning and not a search: the first of a row is told, and after ``PATIENCE`` of
-    them in a row the listener hears nothing more. Ctrl-C passes.
+    them in a row the listener hears of the end alone. Ctrl-C passes.
     """
 
     def __init__(self, listeners: Sequence[Listener]) -> None:
@@ -42,7 +43,7 @@ class Audience:
         return any(answers)
 
     def _tell(self, number: int, event: str, facts: Mapping[str, Any]) -> bool:
-        if self._missed[number] == PATIENCE:
+        if self._missed[number] >= PATIENCE and event not in ENDS:
             return False
         try:
             answer = bool(self._listeners[number](event, facts))
@@ -59,7 +60,7 @@ class Audience:
             why = " ".join(f"{type(error).__name__}: {error}".split())
             log.warning("listener %s failed at %r (%s): the search goes on", name, event, why)
         elif missed == PATIENCE:
-            log.warning("listener %s failed %d times in a row: it is told nothing more", name, PATIENCE)
+            log.warning("listener %s failed %d times in a row: it is told of the end alone", name, PATIENCE)
 
 
 def together(given: Listeners) -> Audience:

@@ -45,14 +45,14 @@ def opened(
     named: Network, images: Images, narrowed: Narrowed, repair: Repair, root: Path | str, console: Console
 ) -> Opening:
     """Load and trace what the options name; the embedded network is trained in ``root`` on first use."""
-    trained = getattr(named, "weights_from", None)
+    trained, allow_code = getattr(named, "weights_from", None), getattr(named, "allow_code", False)
     network = arguments.make_network(
         named.model, named.weights, named.num_classes, None if trained else Path(root), console
     )
     splits = images.load(named.model)
     example = splits.validation[0][0][:1]
     space = narrowed.space(network, example)
-    network, candidates = arguments.read_off(trained, network, space, repair.criterion, repair.recovery)
+    network, candidates = arguments.read_off(trained, network, space, repair.criterion, repair.recovery, allow_code)
     candidates = {**candidates, "precision": repair.precision}
     source = narrowed.source(named, arguments.dense_weights(trained) or named.weights, example)
     return Opening(network, splits, example, space, candidates, source)

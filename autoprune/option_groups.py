@@ -79,6 +79,7 @@ class Trained(Network):
     """The same, or one that was trained for any width."""
 
     weights_from: options.WeightsFrom = None
+    allow_code: options.AllowCode = False
 
 
 @dataclass(frozen=True)

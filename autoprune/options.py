@@ -58,7 +58,9 @@ DataSeed = Annotated[int, option(NETWORK, "which images these are")]
 Mean = Annotated[str | None, option(NETWORK, "input mean per channel, comma-separated")]
 Std = Annotated[str | None, option(NETWORK, "input deviation per channel, comma-separated")]
 InputSize = Annotated[int | None, option(NETWORK, "resize the shorter side and cut the middle square")]
-AllowCode = Annotated[bool, option(NETWORK, "import the package.module:factory that the run names", "--allow-code")]
+AllowCode = Annotated[
+    bool, option(NETWORK, "import the package.module:function that a run or a folder names", "--allow-code")
+]
 Origin = Annotated[str | None, option(NETWORK, "the network, if the run does not say")]
 
 Budgets = Annotated[

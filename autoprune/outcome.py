@@ -116,6 +116,8 @@ def write(found: Outcome, folder: Path, example: Example, test: Any, seen: Seen)
     }
     if found.settled is not None:
         summary["latency"] = found.settled.facts()
+    if calibration := getattr(evaluator.costs.get("latency"), "calibration", None):
+        summary["calibration"] = calibration  # how well the table predicted
     if test is not None:
         _recall(folder, summary, schemes, seen)
         _look_at_test(evaluator, networks, schemes, test, seen)

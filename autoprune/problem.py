@@ -205,7 +205,7 @@ class Problem:
             if train is not None and not interrupted:
                 tell("finish", {"function": stable_name(finish)})
                 result = outcome.finish(found, train, result, self.test)
-            page.write(result)
+            page.leave(result)
         tell("done", {"run": result})
         return result
 

@@ -6,7 +6,6 @@ question, and then trained for a moment and judged on images that neither the sc
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,10 +22,10 @@ from autoprune.evaluate import Evaluator
 from autoprune.fidelity import Fidelity
 from autoprune.finetune import Batches, Method, Recipe, finetune, holding, judge
 from autoprune.lines import append_records, read_records
-from autoprune.run import write_json
+from autoprune.run import SUMMARY, Run, prepare, surroundings, write_json
 from autoprune.scheme import Scheme
 
-ROWS, RECORD = "proxy.jsonl", "proxy.json"
+KIND, ROWS, RECORD = "proxy-check", "proxy.jsonl", "proxy.json"
 BOOTSTRAPS = 2000
 RECOVERIES = ("none", "recalibrate_bn", "least_squares+recalibrate_bn", "sequential")
 ONCE = Recipe(epochs=1)
@@ -77,7 +76,7 @@ def schemes(budget: Budget, number: int, seed: int) -> list[Scheme]:
     return list(found)
 
 
-def proxy_check(
+def proxy_check(  # noqa: PLR0913 - what a check says
     evaluator: Evaluator,
     budget: Budget,
     train: Batches,
@@ -88,25 +87,29 @@ def proxy_check(
     number: int = 12,
     recipe: Recipe = ONCE,
     seed: int = 0,
+    name: str = "network",
     tell: Tell = lambda facts: None,
 ) -> dict[str, Any]:
     """Score ``number`` schemes by every repair, train each, and correlate; all is written to ``folder``.
 
     A score is the negative validation loss of the candidate after the repair. Every candidate is trained from the
     same start, the evaluator's own repair, by ``recipe`` on ``train``, and judged on ``held_out``; neither may share
-    images with the validation set. Called again, it goes on where it was stopped. The record has ``schemes`` (kept,
-    scores, tuned_accuracy, tuned_loss) and, by repair, ``agreement`` with accuracy and negative loss after training.
+    images with the validation set. Called again, it goes on where it was stopped. ``name`` is the network's. The record
+    has ``schemes`` (kept, scores, tuned_accuracy, tuned_loss) and, by repair, ``agreement`` with accuracy and negative
+    loss after training.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     request = {
+        "kind": KIND,
         "fingerprint": evaluator.fingerprint,
         "budget": budget.record,
         "recipe": vars(recipe),
         "seed": seed,
         "recoveries": list(recoveries),
     }
-    known = _known(folder / ROWS, request)
+    prepare(folder, {"name": name, "request": request, **surroundings()})
+    known = {tuple(row["kept"]): row for row in read_records(folder / ROWS)}
     rows = []
     for at, scheme in enumerate(schemes(budget, number, seed)):
         row = known.get(scheme.kept)
@@ -122,7 +125,7 @@ def proxy_check(
             finetune(network, train, evaluator.validation[:1], folder / f"scheme{at}", recipe, method=method)
             loss, accuracy = judge(network, held_out)
             row = {"kept": list(scheme.kept), "scores": scores, "tuned_loss": loss, "tuned_accuracy": accuracy}
-            append_records(folder / ROWS, [{"request": request, **row}])
+            append_records(folder / ROWS, [row])
             shutil.rmtree(folder / f"scheme{at}")
         rows.append(row)
         tell(row)
@@ -135,10 +138,7 @@ def proxy_check(
             "loss": vars(agreement(values, [-row["tuned_loss"] for row in usable])),
         }
     write_json(folder / RECORD, record)
-    page.write(page.find(folder))
+    ranks = {recovery: facts["accuracy"]["spearman"] for recovery, facts in record["agreement"].items()}
+    write_json(folder / SUMMARY, {"schemes": len(rows), "spearman": ranks})
+    page.leave(Run.open(folder))
     return record
-
-
-def _known(path: Path, request: Mapping[str, Any]) -> dict[tuple[int, ...], dict[str, Any]]:
-    wanted = json.loads(json.dumps(request))
-    return {tuple(row["kept"]): row for row in read_records(path) if row.pop("request") == wanted}

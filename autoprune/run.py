@@ -233,11 +233,21 @@ def surroundings() -> dict[str, Any]:
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join([Path(sys.argv[0]).name, *(place(a) if "://" in a else a for a in sys.argv[1:])]),
+        **_options_file(),
         "versions": versions,
         "python": platform.python_version(),
         "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
         "git": _git(),
     }
+
+
+def _options_file() -> dict[str, str]:
+    """What the file of ``--config`` says now: it may say something else by the time anybody repeats the command."""
+    for word, following in zip(sys.argv, [*sys.argv[1:], ""], strict=True):
+        path = following if word == "--config" else word.removeprefix("--config=")
+        if word.startswith("--config") and Path(path).is_file():
+            return {"options_file": Path(path).read_text(encoding="utf-8")}
+    return {}
 
 
 def _git() -> dict[str, Any] | None:

@@ -37,6 +37,9 @@ def show(run: RunArgument, as_json: Json = False, debug: Debug = False) -> None:
     if kind == "sensitivity":
         console.print(report.sensitivity(read_json(found.folder / "sensitivity.json")))
         return
+    if kind == "proxy-check":
+        console.print(report.proxies(read_json(found.folder / "proxy.json")))
+        return
     if kind == "comparison":
         from autoprune.compare import Comparison
 
@@ -84,8 +87,9 @@ def report(
     """
     from autoprune import page
     from autoprune.page import figures
+    from autoprune.run import Run
 
-    found = [page.find(run) for run in runs]
+    found = [Run.open(run) for run in runs]
     path = out or (found[0].folder if len(found) == 1 else Path()) / page.REPORT
     text = page.render(found)
     drawn = [] if pictures is None else figures.write(found, pictures, form)
@@ -117,7 +121,10 @@ def diff(
 
     found = compare_files(arguments.scheme_path(first), arguments.scheme_path(second))
     if chart is not None:
-        chart.write_text(found.chart(), encoding="utf-8")
+        try:
+            chart.write_text(found.chart(), encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{chart} cannot be written ({error.strerror}): choose another file with --chart") from None
     if as_json:
         print(json.dumps(found.to_dict()))
         return

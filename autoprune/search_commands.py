@@ -158,7 +158,7 @@ def search(
             race=race,
             **tuning,
             **timing.known(cost),
-            also=(objectives or "", *(scoring.reward_settings or ())),
+            also=tuple(scoring.reward_settings or ()),
             tables=root,
             run=run,
             root=root,
@@ -323,7 +323,8 @@ def proxy_check(
     folder = make_folder(root, run)
     record = checked(
         problem.evaluator, problem.budget, train, held_out, folder, recoveries=repairs or RECOVERIES, number=schemes,
-        recipe=Recipe(epochs, lr), seed=seed, tell=lambda row: console.print(report.scored(row), soft_wrap=True),
+        recipe=Recipe(epochs, lr), seed=seed, name=problem.name,
+        tell=lambda row: console.print(report.scored(row), soft_wrap=True),
     )  # fmt: skip
     if not output.told(folder, record):
         console.print(report.proxies(record))

@@ -297,7 +297,7 @@ def sensitivity(
         (folder / PICTURE).write_text(found.picture(), encoding="utf-8")
         found.save(folder / RECORD)
         write_json(folder / SUMMARY, {"trials": len(loop.trials), "failed": failed, "seconds": loop.seconds})
-        page.write(Run.open(folder))
+        page.leave(Run.open(folder))
     tell("done", {"sensitivity": found})
     return found
 

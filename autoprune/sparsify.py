@@ -131,7 +131,7 @@ def sparsify(
         }
         write_json(folder / SUMMARY, summary)
         result = Run(folder, config, summary, scheme, space, sparse)
-        page.write(result)
+        page.leave(result)
     return result
 
 

@@ -150,7 +150,7 @@ def finetune(
         tell=lambda facts: console.print(report.epoch(facts, epochs)),
     )  # fmt: skip
     if out is None:
-        page.write(found)  # which now has a row more
+        page.leave(found)  # which now has a row more
     if output.told(result["folder"], result):
         return
     console.print(report.comparison(result["rows"]))

@@ -29,7 +29,6 @@ from autoprune.latency.build import build
 from autoprune.latency.calibrate import agreement, measured, random_schemes
 from autoprune.latency.conditions import Conditions, machine
 from autoprune.latency.predict import TableLatency, liked
-from autoprune.latency.source import weights_of
 from autoprune.latency.table import Table
 from autoprune.latency.units import units
 from autoprune.operations import record
@@ -80,7 +79,7 @@ def main() -> None:
         seconds = time.perf_counter() - start
         operations = record(network, example, space, given.batch)
         raw = TableLatency(operations, units(operations), table)
-        corrected = raw.corrected(weights_of(table, space.fingerprint))
+        corrected = raw.corrected(table.calibrations[space.fingerprint])
         schemes = random_schemes(liked(space, raw), CHECKED, SEED)
         dense = float(table.calibrations[space.fingerprint]["dense"]["median"])
         sample = measured(network, example, space, schemes, table, dense)

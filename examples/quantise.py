@@ -15,18 +15,24 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterable
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
-import onnxruntime
-from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
-from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor, nn
 
 import autoprune
 from autoprune import data, demo, models
 from autoprune.exporters import graphs
 from autoprune.finetune import Recipe, finetune
+
+if find_spec("onnxruntime") is None:
+    print("skipped: onnxruntime is not installed (pip install 'autoprune[onnx]')")
+    raise SystemExit
+
+import onnxruntime
+from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 

@@ -16,8 +16,10 @@ from autoprune.search_spaces import traced
 
 TYPED_ONLY = ("config", "debug")
 GROUP = typer.main.get_command(app)
-CONFIGURED = ["search", "compare", "sensitivity", "proxy-check", "sparsify", "train", "finetune", "latency build"]
-REQUIRED = {"finetune": ["my-run"]}
+CONFIGURED = [
+    "search", "compare", "sensitivity", "proxy-check", "evaluate", "sparsify", "train", "finetune", "latency build"
+]  # fmt: skip
+REQUIRED = {"finetune": ["my-run"], "evaluate": ["my-run"]}
 VALUES = {int: 7, float: 0.25, str: "text", Path: "some/folder", bool: True}
 
 
@@ -155,6 +157,8 @@ def test_a_file_of_init_searches_as_the_typed_options_do(tmp_path, monkeypatch, 
     assert records[0]["request"] == records[1]["request"]
     assert records[0]["source"] == records[1]["source"]
     assert records[0]["stop"] == records[1]["stop"]
+    assert records[1]["options_file"] == (tmp_path / "my.toml").read_text()
+    assert "options_file" not in records[0]
     schemes = [
         json.loads((tmp_path / "runs" / run / "scheme.json").read_text())["groups"] for run in ("typed", "written")
     ]

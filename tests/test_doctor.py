@@ -144,6 +144,17 @@ def test_more_threads_than_cores_and_cores_that_are_left_over(monkeypatch, impor
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     spare = doctor.threads()
     assert (spare.status, spare.cure) == ("note", "--workers 4 uses them")
+    importing("torch", types.SimpleNamespace(get_num_threads=lambda: 3))
+    assert doctor.threads().status == "ok"  # one core cannot hold another worker of three threads
+
+
+def test_a_folder_that_may_not_be_looked_into_is_a_finding(monkeypatch):
+    def forbidden(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(doctor.Path, "exists", forbidden)
+    check = doctor.writable("runs folder", doctor.Path("runs"))
+    assert (check.status, "Permission denied" in check.found) == ("problem", True)
 
 
 @pytest.mark.parametrize(

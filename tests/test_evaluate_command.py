@@ -213,6 +213,10 @@ def test_every_kind_of_file_is_read_and_measured_alike(evaluate, home, model, sp
     assert rows["before"]["loss"] == rows["history.json"]["loss"]  # the very channels
     assert rows["rates.csv"]["loss"] == rows["amc.txt"]["loss"] == rows["theirs.safetensors"]["loss"]  # l2's channels
     assert rows["before"]["loss"] != rows["rates.csv"]["loss"]
+    words = ("--criterion", "l2", "--recovery", "none", "--json")
+    status, out, err = evaluate("rates.csv", *words, "--precision", "bfloat16")
+    assert status == 0, err
+    assert json.loads(out)["rows"]["rates.csv"]["loss"] != rows["rates.csv"]["loss"]
 
 
 def test_the_table_has_a_line_a_network_and_test_images_are_asked_for(evaluate, home):

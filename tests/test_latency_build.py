@@ -423,7 +423,7 @@ def test_a_kernel_that_the_table_has_wrong_is_corrected_by_itself(virtual: Machi
     assert min(weights[signature] for signature in raw.signatures) > 0
     one, many = (agreement(unseen @ raw.vector(found), unseen @ truth)["mape"] for found in (shared, weights))
     assert many < 0.5 * one
-    assert raw.corrected(weights)(others[0]) == pytest.approx(float(unseen[0] @ raw.vector(weights)))
+    assert raw.corrected({"weights": weights})(others[0]) == pytest.approx(float(unseen[0] @ raw.vector(weights)))
     assert refined(dict(UNCORRECTED), raw, known, known @ raw.vector(UNCORRECTED)) == pytest.approx(
         {**UNCORRECTED, **dict.fromkeys(raw.signatures, 1.0)}, abs=1e-9
     )

@@ -39,7 +39,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def texts(folders: dict[str, Path]) -> dict[str, str]:
-    return {kind: page.render([page.find(folder)]) for kind, folder in folders.items()}
+    return {kind: page.render([Run.open(folder)]) for kind, folder in folders.items()}
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ class TestEveryPage:
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_is_the_same_when_drawn_again(self, kind: str, folders: dict[str, Path], texts: dict[str, str]) -> None:
-        assert page.write(page.find(folders[kind])).read_text(encoding="utf-8") == texts[kind]
+        assert page.write(Run.open(folders[kind])).read_text(encoding="utf-8") == texts[kind]
 
 
 class TestSearch:
@@ -190,6 +190,23 @@ class TestSearch:
             page.render([Run.open(altered("search", "summary.json", change))])
         )
 
+    def test_after_fine_tuning_test_images_still_decide(self, folders: dict[str, Path], texts: dict[str, str]) -> None:
+        tuned = read_json(folders["search"] / "finetuned" / "summary.json")["rows"]["finetuned"]
+        assert rows.measure(rows.rows(Run.open(folders["search"]))["finetuned"])[0] == "test_accuracy"
+        assert f"{tuned['test_accuracy']:.2%}" in cells(texts["search"])
+
+    def test_the_front_is_drawn_among_the_trials_that_it_dominates(self, folders: dict[str, Path]) -> None:
+        record = read_json(folders["search"] / "front.json")
+        (figure,) = [figure for figure in page.article(Run.open(folders["search"])).figures if figure.name == "front"]
+        assert record["others"]
+        assert len(says(figure.svg)) == len(record["points"]) + len(record["others"])
+
+    def test_a_trial_that_lost_a_race_was_not_measured_in_full(self) -> None:
+        lost = histories.Past(1.0, 1.0, "race=0.01:ab", -0.5, 0.5, None, affordable=True, kept=(2, 8))
+        assert lost.stopped and not lost.full and not lost.counts
+        whole = histories.Past(0.0, 0.0, "full", -0.4, None, None, affordable=True, kept=(4, 8))
+        assert not sensitivity.searched(["a", "b"], [4, 8], [whole, lost])
+
     def test_a_latency_table_is_drawn_with_its_errors(self, altered: Callable[..., Path]) -> None:
         pairs = [[1.0, 1.25], [2.0, 2.0], [3.0, 2.5]]
         record = {"fitted": pairs[:2], "checked": pairs, "mape": 0.1333, "worst": 0.2, "spearman": 0.987}
@@ -212,13 +229,38 @@ class TestSearch:
         alone = [figure.name for figure in page.article(Run.open(tmp_path / "alone")).figures]
         assert alone == [name for name in names if name != "sensitivity" and not name.startswith("proxy")]
 
-    def test_an_analysis_of_another_network_is_not_shown(self, folders: dict[str, Path], tmp_path: Path) -> None:
+    @pytest.mark.parametrize("other", ["model", "precision", "reward"])
+    def test_an_analysis_of_something_else_is_not_shown(
+        self, other: str, folders: dict[str, Path], tmp_path: Path
+    ) -> None:
         for kind in ("search", "sensitivity"):
             shutil.copytree(folders[kind], tmp_path / kind)
         config = read_json(tmp_path / "sensitivity/config.json")
-        config["request"]["model"] = "another"
+        (config if other == "reward" else config["request"])[other] = "another"
         (tmp_path / "sensitivity/config.json").write_text(json.dumps(config))
         assert "sensitivity" not in [figure.name for figure in page.article(Run.open(tmp_path / "search")).figures]
+
+    def test_damage_beside_a_run_is_no_reason_to_refuse_its_page(
+        self, folders: dict[str, Path], tmp_path: Path
+    ) -> None:
+        for kind in ("search", "sensitivity", "proxy-check"):
+            shutil.copytree(folders[kind], tmp_path / kind)
+        whole = [figure.name for figure in page.article(Run.open(tmp_path / "search")).figures]
+        for file, key in (("proxy-check/proxy.json", "agreement"), ("sensitivity/sensitivity.json", "curves")):
+            record = read_json(tmp_path / file)
+            (tmp_path / file).write_text(json.dumps({**record, key: 7}))
+        left = [figure.name for figure in page.article(Run.open(tmp_path / "search")).figures]
+        assert left == [name for name in whole if name != "sensitivity" and not name.startswith("proxy")]
+        record = read_json(tmp_path / "proxy-check/proxy.json")
+        (tmp_path / "proxy-check/proxy.json").write_text(json.dumps({**record, "request": []}))
+        assert page.article(Run.open(tmp_path / "search")).figures
+
+    def test_a_run_is_whole_without_its_page(
+        self, altered: Callable[..., Path], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        run = Run.open(altered("search", "summary.json", lambda told: {"rows": {}}))
+        page.leave(run)
+        assert "no report.html for run" in caplog.text
 
     def test_a_search_that_cuts_groups_one_at_a_time_is_an_analysis(self) -> None:
         def past(kept: tuple[int, ...], reward: float | None) -> histories.Past:
@@ -271,7 +313,7 @@ class TestOtherKinds:
         self, folders: dict[str, Path], texts: dict[str, str]
     ) -> None:
         record = read_json(folders["proxy-check"] / "proxy.json")
-        drawings = page.article(page.find(folders["proxy-check"])).figures
+        drawings = page.article(Run.open(folders["proxy-check"])).figures
         assert len(drawings) == len(record["agreement"]) == 2
         for figure, name in zip(drawings, record["agreement"], strict=True):
             wanted = [f"score {row['scores'][name]:.4f}" for row in record["schemes"]]
@@ -300,7 +342,7 @@ class TestSeveral:
         assert {str(run.folder) for run in runs} <= cells(page.render(runs))
 
     def test_kinds_may_be_mixed(self, folders: dict[str, Path]) -> None:
-        text = page.render([page.find(folder) for folder in folders.values()])
+        text = page.render([Run.open(folder) for folder in folders.values()])
         assert Tags(text).names("article") == len(KINDS)
         assert "answer of" not in cells(text)  # one search alone is not compared
 
@@ -315,7 +357,7 @@ class TestCommand:
             assert status == 0, errors
             assert (tmp_path / f"{kind}.html").read_text(encoding="utf-8") == texts[kind]
             written = [Path(path).name for path in json.loads(out)["figures"]]
-            assert written == [f"{figure.name}.svg" for figure in page.article(page.find(folders[kind])).figures]
+            assert written == [f"{figure.name}.svg" for figure in page.article(Run.open(folders[kind])).figures]
 
     def test_a_place_that_cannot_be_written_is_named(
         self, folders: dict[str, Path], tmp_path: Path, command_line: Callable[..., Any]
@@ -343,9 +385,15 @@ class TestFigures:
             assert "ground" not in path.read_text(encoding="utf-8")
 
     def test_those_of_several_runs_are_called_by_them(self, folders: dict[str, Path], tmp_path: Path) -> None:
-        runs = [page.find(folders[kind]) for kind in ("sparsity", "comparison")]
+        runs = [Run.open(folders[kind]) for kind in ("sparsity", "comparison")]
         names = [path.name for path in figures.write(runs, tmp_path)]
         assert names == ["sparsity-tensors.svg", "comparison-trials.svg", "comparison-seconds.svg"]
+        shutil.copytree(folders["search"], tmp_path / "other")
+        names = [
+            path.name for path in figures.write([Run.open(folders["search"]), Run.open(tmp_path / "other")], tmp_path)
+        ]
+        assert names[:2] == ["together-trials.svg", "together-layers.svg"]
+        assert "search-layers.svg" in names and "other-layers.svg" in names
 
     def test_png_has_so_many_pixels_and_words(self, folders: dict[str, Path], tmp_path: Path) -> None:
         pytest.importorskip("resvg_py", reason="PNG needs `pip install autoprune[figures]`")
@@ -455,7 +503,7 @@ def opened(chromium: browser.Browser, folders: dict[str, Path], tmp_path: Path) 
 
     def go(*runs: str | Path, width: int = 1280, **choices: bool) -> browser.Page:
         path = tmp_path / page.REPORT
-        path.write_text(page.render([page.find(folders.get(str(run), Path(run))) for run in runs]), encoding="utf-8")
+        path.write_text(page.render([Run.open(folders.get(str(run), Path(run))) for run in runs]), encoding="utf-8")
         pages.append(chromium.open(path, width, **choices))
         return pages[-1]
 
@@ -471,7 +519,7 @@ class TestInABrowser:
     ) -> None:
         shown = opened(kind)
         boxes = shown.run(BOXES)
-        assert len(boxes) == len(page.article(page.find(folders[kind])).figures)
+        assert len(boxes) == len(page.article(Run.open(folders[kind])).figures)
         assert all(width > 300 and height > 100 and drawn > 1 for width, height, drawn in boxes)
         assert shown.run("document.documentElement.classList.contains('live')")  # its own script may run
         shown.resize(390, 844)

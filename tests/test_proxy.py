@@ -120,3 +120,11 @@ def test_the_command(tmp_path, command_line, with_digits, monkeypatch) -> None:
     status, out, err = command_line("proxy-check", "--run", "check", *words, "--train-images", "300", "--json")
     assert status == 0, err
     assert len(json.loads(out)["schemes"]) == 3
+    status, out, err = command_line("show", "check")
+    assert status == 0, err
+    assert "Spearman" in out
+    status, out, _ = command_line("runs", "--json")
+    assert [run["name"] for run in json.loads(out)] == ["check"]
+    status, _, err = command_line("proxy-check", "--run", "check", *words, "--train-images", "300", "--seed", "1")
+    assert status == 2
+    assert "was started with another request (seed: 0 -> 1)" in err

@@ -175,7 +175,7 @@ def test_a_listener_that_fails_loses_neither_the_search_nor_what_others_hear(
     warned = [record.getMessage() for record in caplog.records if "listener" in record.getMessage()]
     assert len(warned) == 2
     assert "broken failed at 'started' (ConnectionError: nobody there)" in warned[0]
-    assert "told nothing more" in warned[1]
+    assert "told of the end alone" in warned[1]
     plain = search(run="plain")
     assert run.summary["kept"] == plain.summary["kept"]
     assert run.summary["reward"] == plain.summary["reward"]
@@ -198,7 +198,7 @@ def test_a_listener_that_recovers_is_warned_of_again_and_told_on(caplog: pytest.
     assert len(caplog.records) == 2
 
 
-def test_after_three_failures_in_a_row_a_listener_is_left_alone() -> None:
+def test_after_three_failures_in_a_row_a_listener_hears_of_the_end_alone() -> None:
     calls: list[str] = []
 
     def broken(event: str, facts: Mapping[str, Any]) -> None:
@@ -206,9 +206,9 @@ def test_after_three_failures_in_a_row_a_listener_is_left_alone() -> None:
         raise RuntimeError
 
     tell = together(broken)
-    for letter in "abcdef":
-        assert tell(letter, {}) is False
-    assert calls == ["a", "b", "c"]
+    for event in ("a", "b", "c", "d", "failed", "e", "done"):
+        assert tell(event, {}) is False
+    assert calls == ["a", "b", "c", "failed", "done"]
 
 
 def test_ctrl_c_passes_and_ends_the_search_with_the_best_so_far(search: Callable[..., Run]) -> None:
@@ -367,6 +367,33 @@ def test_a_run_that_is_gone_over_there_is_sent_whole(run: Run) -> None:
     assert [page for page in notebook.pages if page[0] == "log"] == [
         ("log", 1, 1 / 18), ("log", 2, 1 / 17), ("log", 3, 1 / 16),
     ]  # fmt: skip
+
+
+def test_trials_that_could_not_be_sent_follow_with_the_next_one(run: Run) -> None:
+    class Flaky(Notebook):
+        away = 2
+
+        def _log(self, found: Mapping[str, float], step: int) -> None:
+            if self.away:
+                self.away -= 1
+                raise ConnectionError
+            super()._log(found, step)
+
+    notebook = Flaky()
+    follow(together(notebook), run, SCHEMES[:3])
+    assert [page[1] for page in notebook.pages if page[0] == "log"] == [1, 2, 3]
+    assert notebook.pages[-1] == ("close", "finished")
+    late = Flaky("another place")
+    late.away = 3
+    follow(together(late), run, SCHEMES[:3])  # it comes back for the end alone
+    assert [page[1] for page in late.pages if page[0] == "log"] == [1, 2, 3]
+
+
+def test_a_search_that_was_interrupted_outside_its_trials_is_told_so(run: Run) -> None:
+    notebook = Notebook()
+    notebook("started", {"folder": run.folder, "config": {}})
+    notebook("failed", {"error": KeyboardInterrupt()})
+    assert notebook.pages[-1] == ("close", "interrupted")
 
 
 def test_how_a_search_ended_is_told_and_nothing_follows(run: Run) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from autoprune.cli import app
 from autoprune.errors import UserError
 from autoprune.evaluate import Evaluator
 from autoprune.finetune import Recipe
+from autoprune.recipes import network_slimming as built_in
 from autoprune.recipes import source
 from autoprune.recipes.metapruning import PruningNet, metapruning
 from autoprune.recipes.narrow import draw, first, uniform
@@ -85,6 +88,21 @@ def test_the_whole_network_lies_beside_them(name: str, folders: dict[str, Path])
         assert torch.equal(whole(images), alone(images))
 
 
+def test_a_recipe_of_ones_own_is_read_back_with_the_users_word(
+    folders: dict[str, Path], splits: data.Splits, train: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "mine", SimpleNamespace(slim=network_slimming, __name__="mine"))
+    with pytest.raises(UserError, match="mine has no read"):
+        source.train("mine:slim", *digits(), train, splits.validation, tmp_path, recipe=Recipe(1, lr=0.05))
+    monkeypatch.setattr(sys.modules["mine"], "read", built_in.read, raising=False)
+    source.train("mine:slim", *digits(), train, splits.validation, tmp_path, recipe=Recipe(1, lr=0.05))
+    with pytest.raises(UserError, match="'mine:slim', which is code: say --allow-code"):
+        source.read(tmp_path, *digits())
+    own, known = source.read(tmp_path, *digits(), allow_code=True), source.read(folders["network_slimming"], *digits())
+    assert all(torch.equal(a, b) for a, b in zip(own.model.parameters(), known.model.parameters(), strict=True))
+    assert own.identity["weights_from"][0] == "mine:slim"
+
+
 def test_a_folder_of_something_else_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     model, space = digits()
     with pytest.raises(UserError, match="name a folder in which `autoprune train` has finished"):
@@ -96,7 +114,10 @@ def test_a_folder_of_something_else_is_refused(folders: dict[str, Path], tmp_pat
         source.read(folders["universal"], model, other)
     record = json.loads((folders["universal"] / source.RECORD).read_text())
     (tmp_path / source.RECORD).write_text(json.dumps({**record, "recipe": "os:system"}))
-    with pytest.raises(UserError, match="names the recipe 'os:system'"):
+    with pytest.raises(UserError, match="names the recipe 'os:system', which is code"):
+        source.read(tmp_path, model, space)
+    (tmp_path / source.RECORD).write_text(json.dumps({**record, "recipe": "univers"}))
+    with pytest.raises(UserError, match="names the recipe 'univers': known are"):
         source.read(tmp_path, model, space)
     (tmp_path / source.RECORD).write_text(json.dumps({**record, "version": 99}))
     with pytest.raises(UserError, match="99: 'autoprune-recipe' 1 is read here"):

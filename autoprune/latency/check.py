@@ -11,7 +11,6 @@ from autoprune.errors import UserError
 from autoprune.forward import Example
 from autoprune.latency.calibrate import agreement, measured, random_schemes
 from autoprune.latency.predict import TableLatency, liked
-from autoprune.latency.source import weights_of
 from autoprune.latency.table import Table
 from autoprune.latency.units import units
 from autoprune.operations import record
@@ -37,7 +36,7 @@ def check(
         )
     operations = record(model, example, space, table.conditions.batch)
     raw = TableLatency(operations, units(operations), table)
-    predicted = raw.corrected(weights_of(table, space.fingerprint))
+    predicted = raw.corrected(table.calibrations[space.fingerprint])
     schemes = random_schemes(liked(space, raw), networks, seed)
     dense = float(table.calibrations[space.fingerprint]["dense"]["median"])
     sample = measured(model, example, space, schemes, table, dense)

@@ -29,11 +29,17 @@ class TableLatency:
     """Milliseconds of a scheme: the cost behind ``latency=8ms``. Never less when more is kept.
 
     ``weights`` come from a calibration: one for each of :data:`FEATURES`, and perhaps one for the pieces of a
-    signature, which then stands in place of their kind's. None is negative.
+    signature, which then stands in place of their kind's. None is negative. The rest of the calibration's record says
+    how well it predicted.
     """
 
     def __init__(
-        self, operations: Operations, found: Sequence[Unit], table: Table, weights: Mapping[str, float] = UNCORRECTED
+        self,
+        operations: Operations,
+        found: Sequence[Unit],
+        table: Table,
+        weights: Mapping[str, float] = UNCORRECTED,
+        calibration: Mapping[str, Any] | None = None,
     ) -> None:
         absent = table.missing(unit.signature for unit in found)
         if absent:
@@ -41,7 +47,7 @@ class TableLatency:
                 f"the latency table lacks {len(absent)} signatures of this network, the first is {absent[0]}; "
                 "`autoprune latency build` measures them"
             )
-        self.table, self.weights = table, dict(weights)
+        self.table, self.weights, self.calibration = table, dict(weights), dict(calibration or {})
         self._operations, self._units = operations, list(found)
         self._known: dict[tuple[str, Lengths], float] = {}
         kinds = {unit.signature: int(not unit.operations[0].name.startswith(LAYERS)) for unit in found}
@@ -75,9 +81,11 @@ class TableLatency:
         pieces = [weights.get(s, weights[FEATURES[kind]]) for s, kind in zip(self.signatures, self._kinds, strict=True)]
         return np.array([*pieces, *(weights[name] for name in FEATURES[2:])])
 
-    def corrected(self, weights: Mapping[str, float]) -> TableLatency:
-        """The same with other weights."""
-        return TableLatency(self._operations, self._units, self.table, weights)
+    def corrected(self, calibration: Mapping[str, Any]) -> TableLatency:
+        """The same with the weights of a calibration's record."""
+        told = dict(calibration)
+        weights = {str(name): float(value) for name, value in told.pop("weights").items()}
+        return TableLatency(self._operations, self._units, self.table, weights, told)
 
     def features(self, kept: NDArray[np.float64]) -> NDArray[np.float64]:
         """What :data:`FEATURES` are at these counts."""

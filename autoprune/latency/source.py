@@ -68,7 +68,7 @@ def predictor(
     key = space.fingerprint if remote is None else f"{space.fingerprint}:{stable_name(remote)}"
     timer = meter.here(table.conditions, example) if remote is None else meter.elsewhere(remote)
     if foreign and remote is None:
-        return raw.corrected(weights_of(table, key)) if key in table.calibrations else raw, None
+        return raw.corrected(table.calibrations[key]) if key in table.calibrations else raw, None
     if key not in table.calibrations:
         if remote is None:
             table = calibrated(table, model, example, space, operations, tell=tell)
@@ -76,7 +76,7 @@ def predictor(
             table = _taught(table, key, raw, timer, model, space)
         if path is not None:
             table.save(path)
-    return raw.corrected(weights_of(table, key)), timer
+    return raw.corrected(table.calibrations[key]), timer
 
 
 def batch_of(source: Source, conditions: Conditions | None) -> int:
@@ -84,11 +84,6 @@ def batch_of(source: Source, conditions: Conditions | None) -> int:
     if isinstance(source, str | Path):
         source = Table.load(source)
     return (source.conditions if isinstance(source, Table) else conditions or Conditions()).batch
-
-
-def weights_of(table: Table, key: str) -> Mapping[str, float]:
-    """The correction that a table holds for a space."""
-    return {str(name): float(value) for name, value in table.calibrations[key]["weights"].items()}
 
 
 def default_name(conditions: Conditions) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,9 @@ from pathlib import Path
 from autoprune.errors import UserError
 from autoprune.page import comparison, proxy, search, sensitivity, sparsity, together
 from autoprune.page.parts import Article, Section
-from autoprune.run import ROOT, Run
+from autoprune.run import Run
+
+log = logging.getLogger(__name__)
 
 REPORT = "report.html"
 KINDS: Mapping[str, Callable[[Run], Article]] = {
@@ -29,20 +32,12 @@ KINDS: Mapping[str, Callable[[Run], Article]] = {
 }
 
 
-def find(name: Path | str) -> Run:
-    """A run by its folder, or by its name under ``runs/``; a proxy check, which is no run, as well."""
-    for folder in (Path(name), Path(ROOT) / name):
-        if (folder / proxy.RECORD).is_file():
-            return proxy.as_run(folder)
-    return Run.open(name)
-
-
 def article(run: Run) -> Article:
     """What there is to tell of a run."""
     kind = (run.config.get("request") or {}).get("kind", search.KIND)
     if kind not in KINDS:
         raise UserError(f"run {run.name} is of kind {kind!r}: reports are there for {', '.join(KINDS)}")
-    if kind != proxy.KIND and not run.summary:
+    if not run.summary:
         raise UserError(f"run {run.name} has no result yet: let it finish first")
     try:
         return KINDS[kind](run)
@@ -64,8 +59,9 @@ def render(runs: Sequence[Run]) -> str:
     style, script = (_own(name) for name in ("style.css", "script.js"))
     articles = [article(run) for run in runs]
     return environment.get_template(REPORT).render(
-        articles=articles, together=_together(runs, articles), style=style, script=script, digest=_digest(script)
-    )
+        articles=articles, together=beside_each_other(runs, articles), style=style, script=script,
+        digest=_digest(script),
+    )  # fmt: skip
 
 
 def write(run: Run) -> Path:
@@ -75,7 +71,15 @@ def write(run: Run) -> Path:
     return path
 
 
-def _together(runs: Sequence[Run], articles: Sequence[Article]) -> list[Section]:
+def leave(run: Run) -> None:
+    """The same at the end of a run, which is whole without its page: what goes wrong is warned of."""
+    try:
+        write(run)
+    except (OSError, UserError) as error:
+        log.warning("no %s for run %s: %s", REPORT, run.name, error)
+
+
+def beside_each_other(runs: Sequence[Run], articles: Sequence[Article]) -> list[Section]:
     """What searches among the runs have in common, where there are several."""
     searches = [run for run, told in zip(runs, articles, strict=True) if told.kind == search.KIND]
     return together.sections(searches, told_apart(searches)) if len(searches) > 1 else []

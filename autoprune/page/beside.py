@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from autoprune.errors import UserError
 from autoprune.page import proxy as proxy_page
 from autoprune.page import sensitivity as sensitivity_page
+from autoprune.page.parts import Section
 from autoprune.run import CONFIG, Run, read_json
 
-SAME = ("model", "space", "criterion", "recovery", "calibration_data", "validation_data")
+SAME = (
+    "model", "space", "criterion", "recovery", "evaluate", "precision", "tuning", "tune_data", "seed",
+    "calibration_data", "validation_data",
+)  # fmt: skip
 Found = tuple[str, dict[str, Any]]
 """The name of a run, and its record."""
 
@@ -20,8 +24,9 @@ def sensitivity(run: Run) -> Found | None:
     """The analysis of the same network, cut, repaired and measured in the same way, if one lies beside the run."""
     mine = run.config["request"]
     for folder, record in _records(run, sensitivity_page.RECORD):
-        theirs = _read(folder / CONFIG).get("request") or {}
-        if all(mine.get(key) == theirs.get(key) for key in SAME):
+        config = _read(folder / CONFIG)
+        theirs = _request(config)
+        if config.get("reward") == run.config.get("reward") and all(mine.get(key) == theirs.get(key) for key in SAME):
             return folder.name, record
     return None
 
@@ -29,9 +34,22 @@ def sensitivity(run: Run) -> Found | None:
 def proxy(run: Run) -> Found | None:
     """The proxy check of the run's own protocol, if one lies beside it."""
     for folder, record in _records(run, proxy_page.RECORD):
-        if (record.get("request") or {}).get("fingerprint") == run.config.get("fingerprint"):
+        if _request(record).get("fingerprint") == run.config.get("fingerprint"):
             return folder.name, record
     return None
+
+
+def sound(draw: Callable[[], Section]) -> Section | None:
+    """The section, or none if the record it is made of is not as it was written."""
+    try:
+        return draw()
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _request(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = record.get("request")
+    return found if isinstance(found, Mapping) else {}
 
 
 def _records(run: Run, file: str) -> Iterator[tuple[Path, dict[str, Any]]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from autoprune.errors import UserError
-from autoprune.page import article, told_apart
+from autoprune.page import article, beside_each_other, told_apart
 from autoprune.run import Run
 
 FORMATS = ("svg", "png")
@@ -23,7 +23,8 @@ def write(
 ) -> list[Path]:
     """Every picture of the runs' pages, into ``folder``; the paths that were written.
 
-    Files are called by what they show, such as ``layers.svg``; with several runs the run's name stands before it. With
+    Files are called by what they show, such as ``layers.svg``; with several runs the run's name stands before it, or
+    "together" where it is about all of them. With
     ``ground=False`` they have no white ground. ``scale`` is for PNG.
     """
     if form not in FORMATS:
@@ -31,10 +32,15 @@ def write(
     if not 0 < scale <= 20:
         raise UserError(f"scale = {scale}: pixels for each point of a picture, above 0 and at most 20")
     draw = renderer(scale) if form == "png" else str.encode
-    pictures: dict[str, str] = {}
-    for name, run in zip(told_apart(runs), runs, strict=True):
+    articles = [article(run) for run in runs]
+    pictures = {
+        f"together-{figure.name}.{form}": figure.svg
+        for section in beside_each_other(runs, articles)
+        for figure in section.figures
+    }
+    for name, told in zip(told_apart(runs), articles, strict=True):
         before = f"{slug(name)}-" if len(runs) > 1 else ""
-        pictures |= {f"{before}{figure.name}.{form}": figure.svg for figure in article(run).figures}
+        pictures |= {f"{before}{figure.name}.{form}": figure.svg for figure in told.figures}
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)

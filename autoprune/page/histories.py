@@ -14,6 +14,7 @@ from autoprune.errors import UserError
 from autoprune.run import HISTORY, Run
 
 SPARED = ("share=", "recovery=")  # in the fidelity of a quick look
+STOPPED = "race="  # in that of a candidate that lost a race
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,12 @@ class Past:
     @property
     def full(self) -> bool:
         """Whether it was measured on all images and with the run's own repair."""
-        return not any(word in self.fidelity for word in SPARED)
+        return not (self.stopped or any(word in self.fidelity for word in SPARED))
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it was stopped because it could not win any more; its loss is then what was to be expected."""
+        return STOPPED in self.fidelity
 
     @property
     def counts(self) -> bool:

@@ -28,11 +28,6 @@ class Figure:
     says: str = "as numbers"
     wide: bool = False
 
-    @property
-    def plotted(self) -> bool:
-        """Whether it has axes, so that a part of it can be looked at more closely."""
-        return 'class="plot"' in self.svg
-
 
 @dataclass(frozen=True)
 class Section:

@@ -15,6 +15,7 @@ def provenance(run: Run) -> list[tuple[str, str]]:
     config, request = run.config, run.config.get("request") or {}
     entries = [
         ("network", config.get("name")),
+        ("options file", _settings(config.get("options_file"))),
         ("weights", request.get("model")),
         ("budget", _budget(request.get("budget") or {})),
         ("searcher", _with_options(request.get("searcher"), request)),
@@ -37,6 +38,12 @@ def provenance(run: Run) -> list[tuple[str, str]]:
         ("time", config.get("time")),
     ]
     return [(name, str(value)) for name, value in entries if value not in (None, "")]
+
+
+def _settings(text: Any) -> str | None:
+    """The lines of a TOML file that say something."""
+    lines = [line.strip() for line in text.splitlines()] if isinstance(text, str) else []
+    return "; ".join(line for line in lines if line and not line.startswith("#")) or None
 
 
 def _budget(caps: Mapping[str, Any]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from autoprune.chart import Axis, Dots, Series, plot
@@ -13,12 +12,6 @@ from autoprune.page.provenance import provenance
 from autoprune.run import Run, read_json
 
 KIND, RECORD = "proxy-check", "proxy.json"
-
-
-def as_run(folder: Path) -> Run:
-    """A check as if it were a run; its record says what was asked for."""
-    request = read_json(folder / RECORD).get("request")
-    return Run(folder, {"request": {**(request if isinstance(request, Mapping) else {}), "kind": KIND}})
 
 
 def article(run: Run) -> Article:

@@ -98,7 +98,7 @@ HEAD = ("trial", "reward", "loss", "accuracy", "affordable", "measured", "kept")
 def _lines(history: Sequence[Past]) -> Iterator[tuple[str, ...]]:
     for trial in history:
         reward = "failed" if trial.reward is None else f"{trial.reward:.4f}"
-        measured = "in full" if trial.full else trial.fidelity
+        measured = "in full" if trial.full else "stopped early" if trial.stopped else trial.fidelity
         cells = (f"{trial.trials:.4g}", reward, number(trial.loss), percent(trial.accuracy))
         yield (*cells, "yes" if trial.affordable else "no", measured, " ".join(map(str, trial.kept)))
 
@@ -107,6 +107,8 @@ def _more(trial: Past) -> str:
     accuracy = f", accuracy {percent(trial.accuracy)}" if trial.accuracy is not None else ""
     if not trial.affordable:
         return f"{accuracy}, not affordable"
+    if trial.stopped:
+        return f"{accuracy}, stopped early"
     return accuracy if trial.full else f"{accuracy}, a quick look"
 
 
@@ -164,9 +166,10 @@ def _sensitivity(run: Run, history: Sequence[Past]) -> Section | None:
     if there is None:
         return None
     name, record = there
-    return sensitivity.section(sensitivity.recorded(record), [f"Measured by run {name}, which lies beside this one."])
+    note = f"Measured by run {name}, which lies beside this one."
+    return beside.sound(lambda: sensitivity.section(sensitivity.recorded(record), [note]))
 
 
 def _proxy(run: Run) -> Section | None:
     there = beside.proxy(run)
-    return None if there is None else proxy.section(there[1])
+    return None if there is None else beside.sound(lambda: proxy.section(there[1]))

@@ -98,13 +98,16 @@ def train(
         "source": dict(source or {}),
     }
     write_json(folder / RECORD, record)
-    whole = read(folder, copy.deepcopy(model), space).model
+    whole = read(folder, copy.deepcopy(model), space, allow_code=True).model  # whose code has just run
     checkpoint.write(folder / DENSE, {name: t.detach().cpu().contiguous() for name, t in whole.state_dict().items()})
     return trained.eval()
 
 
-def read(folder: Path | str, model: nn.Module, space: SearchSpace) -> Source:
-    """How to make candidates of what was trained in ``folder``; ``model``, of the same kind, gets its weights."""
+def read(folder: Path | str, model: nn.Module, space: SearchSpace, *, allow_code: bool = False) -> Source:
+    """How to make candidates of what was trained in ``folder``; ``model``, of the same kind, gets its weights.
+
+    A recipe that the folder names as ``package.module:function`` is code, and imported with ``allow_code`` only.
+    """
     folder = Path(folder)
     path = folder / RECORD
     if not path.is_file():
@@ -114,8 +117,12 @@ def read(folder: Path | str, model: nn.Module, space: SearchSpace) -> Source:
         raise UserError(
             f"{path} is of format {record.get('format')!r} {record.get('version')!r}: {FORMAT!r} {VERSION} is read here"
         )
+    place = TRAINED.get(record["recipe"], record["recipe"])
     if record["recipe"] not in TRAINED:
-        raise UserError(f"{path} names the recipe {record['recipe']!r}: known are {', '.join(TRAINED)}")
+        if ":" not in place:
+            raise UserError(f"{path} names the recipe {place!r}: known are {', '.join(TRAINED)}")
+        if not allow_code:
+            raise UserError(f"{path} names the recipe {place!r}, which is code: say --allow-code to import it")
     if record["network"] != type(model).__name__:
         raise UserError(f"{folder} holds a trained {record['network']}, the model is a {type(model).__name__}")
     if record["space"] != space.fingerprint:
@@ -124,7 +131,12 @@ def read(folder: Path | str, model: nn.Module, space: SearchSpace) -> Source:
             "(--include, --exclude, --round-to, --rates, --tie)"
         )
     tensors: Mapping[str, Tensor] = load_file(folder / TENSORS)
-    reader = resolve_name(TRAINED[record["recipe"]].partition(":")[0]).read
-    found: Source = reader(model, space, tensors, record["options"])
+    find(record["recipe"])  # says what is wrong with a name that cannot be imported
+    module = resolve_name(place.partition(":")[0])
+    if not hasattr(module, "read"):
+        raise UserError(
+            f"{module.__name__} has no read(model, space, tensors, options), which makes candidates of {path}"
+        )
+    found: Source = module.read(model, space, tensors, record["options"])
     digest = hashlib.sha256((folder / TENSORS).read_bytes()).hexdigest()[:16]
     return Source(found.model, found.criterion, found.recovery, {"weights_from": [record["recipe"], digest]})

@@ -33,6 +33,7 @@ class Tracker(ABC):
         self._folder: Path | None = None
         self._run = ""
         self._logged = 0
+        self._waiting: dict[int, Mapping[str, float]] = {}  # trials that could not be sent when they came
         self._steps = Steps()
 
     def __call__(self, event: str, facts: Mapping[str, Any]) -> None:
@@ -43,13 +44,12 @@ class Tracker(ABC):
         elif self._folder is None:
             return
         elif step is not None and step > self._logged:
-            self._log(dict(numbers(facts)), step)
-            self._logged = step
-            self._remember(self._folder)
+            self._waiting[step] = dict(numbers(facts))
+            self._send(self._folder)
         elif event == "done":
             self._done(self._folder, facts["run"].summary)
         elif event == "failed":
-            self._end("failed")
+            self._end("interrupted" if isinstance(facts["error"], KeyboardInterrupt) else "failed")
 
     @abstractmethod
     def _open(self, known: str | None, folder: Path, config: Mapping[str, Any]) -> str:
@@ -73,7 +73,17 @@ class Tracker(ABC):
         self._run = self._open(known, folder, config)
         self._logged = before["trials"] if self._run == known else 0
         self._folder = folder
+        self._waiting.clear()
         self._remember(folder)
+
+    def _send(self, folder: Path) -> None:
+        """Everything that waits, in its order; what fails waits on."""
+        while self._waiting:
+            step = min(self._waiting)
+            self._log(self._waiting[step], step)
+            del self._waiting[step]
+            self._logged = step
+            self._remember(folder)
 
     def _remember(self, folder: Path) -> None:
         record = {"run": self._run, "trials": self._logged}
@@ -81,6 +91,7 @@ class Tracker(ABC):
 
     def _done(self, folder: Path, summary: Mapping[str, Any]) -> None:
         try:
+            self._send(folder)
             self._finish(dict(results(summary)), [folder / name for name in FILES if (folder / name).is_file()])
         finally:
             self._end("interrupted" if summary["interrupted"] else "finished")
