@@ -23,6 +23,7 @@ import drawn
 from autoprune import page, proxy
 from autoprune.errors import UserError
 from autoprune.page import figures, histories, rows, sensitivity
+from autoprune.page import search as search_page
 from autoprune.run import Run, read_json
 
 KINDS = ("search", "sensitivity", "comparison", "sparsity", "proxy-check")
@@ -206,6 +207,12 @@ class TestSearch:
         assert lost.stopped and not lost.full and not lost.counts
         whole = histories.Past(0.0, 0.0, "full", -0.4, None, None, affordable=True, kept=(4, 8))
         assert not sensitivity.searched(["a", "b"], [4, 8], [whole, lost])
+
+    def test_a_latency_is_told_as_it_was_measured(self) -> None:
+        row, dense = {"latency": 0.3, "fractions": {"latency": 0.4, "macs": 0.45}}, {"latency": 0.6}
+        assert search_page._share("latency", row, dense) == "50% of the measured latency"
+        assert search_page._share("latency", row | {"latency": None}, dense) == "40% of the predicted latency"
+        assert search_page._share("macs", row, dense) == "45% of the MACs"
 
     def test_a_latency_table_is_drawn_with_its_errors(self, altered: Callable[..., Path]) -> None:
         pairs = [[1.0, 1.25], [2.0, 2.0], [3.0, 2.5]]

@@ -40,7 +40,7 @@ def article(run: Run) -> Article:
 def _answer(run: Run, found: rows.Rows) -> str:
     row = found[rows.answer(found)]
     capped = [name for name in run.config["request"]["budget"] if known(row["fractions"].get(name))]
-    shares = " and ".join(f"{row['fractions'][name]:.0%} of the {share_of(name)}" for name in capped)
+    shares = " and ".join(_share(name, row, found["dense"]) for name in capped)
     key, word = rows.measure(row)
     if not known(found["dense"].get(key)):
         return f"Found: a network with {shares}."
@@ -48,6 +48,13 @@ def _answer(run: Run, found: rows.Rows) -> str:
         f"With {shares} the network has {word} {rows.value(row, key)}; dense it has {rows.value(found['dense'], key)}, "
         f"cut by one rate everywhere {rows.value(found['uniform'], key)}."
     )
+
+
+def _share(name: str, row: Mapping[str, Any], dense: Mapping[str, Any]) -> str:
+    """What is kept of a cost; of the latency as it was measured, where it was."""
+    if name == "latency" and known(row.get(name)) and known(dense.get(name)):
+        return f"{row[name] / dense[name]:.0%} of the measured latency"
+    return f"{row['fractions'][name]:.0%} of the {share_of(name)}"
 
 
 def _remark(run: Run) -> str | None:
