@@ -101,7 +101,7 @@ Precision = Annotated[
     str,
     option(
         REPAIR,
-        "float32, bfloat16, float16 in the forward passes of candidates; 16 bits are faster where the processor has them",
+        "float32, bfloat16, float16 in the forward passes of candidates; 16 bits are faster on hardware for them",
         complete=completion.of("float32", "bfloat16", "float16"),
     ),
 ]
