@@ -345,7 +345,9 @@ def _tell_result(console: Console, result: Run, tensorboard: bool) -> None:
         console.print(report.verdict(summary["latency"]))
     if result.config["request"]["objectives"]:
         console.print(report.front(summary["front"], result.front()))
-    console.print(f"\n{result.folder}/ has scheme.json, pruned.safetensors, widths.svg and every measurement")
+    console.print(
+        f"\n{result.folder}/ has report.html (for a browser), scheme.json, pruned.safetensors and every measurement"
+    )
     curves = f"   tensorboard --logdir {result.folder}" if tensorboard else ""
     tool = "torch_pruning" if result.scheme is None or result.scheme.granularity == "channel" else "torch_prune_masks"
     point = " --point 0" if result.config["request"]["objectives"] else ""
