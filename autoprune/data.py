@@ -8,25 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import math
-import shutil
-import tarfile
-import tempfile
 import warnings
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from autoprune import images
 from autoprune.errors import UserError
 from autoprune.forward import Example, batch_size, outputs
-from autoprune.paths import cache, existing
 from autoprune.references import resolve
 
 # The input, and its class numbers (or whatever the caller's own evaluation understands; None when there is nothing).
@@ -34,10 +29,6 @@ Batch = tuple[Example, Any]
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".zip")
-CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-CIFAR_RECORD = 1 + 3 * 32 * 32  # the label, then the planes red, green and blue, row by row
-DIGITS_TEST = 360
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,14 +85,14 @@ def load(
     if input_size is not None and input_size < 1:
         raise UserError(f"input_size = {input_size}: it is a number of pixels, at least 1")
     if spec == "digits":
-        parts = _digits()
+        parts = images.digits()
         look = _look(mean or (0.0,), std or (1.0,), (1,))
     elif source == "imagefolder" and rest:
         look = _look(mean or MEAN, std or STD, (1, 3))
-        parts = _imagefolder(rest, len(look[0]), resized=input_size is not None)
+        parts = images.imagefolder(rest, len(look[0]), resized=input_size is not None)
     elif source == "cifar10" and rest:
         look = _look(mean or MEAN, std or STD, (3,))
-        parts = _cifar10(rest)
+        parts = images.cifar10(rest)
     elif source and rest:
         return _from_reference(spec, batch)
     else:
@@ -110,8 +101,8 @@ def load(
         )
     training, testing, classes = parts
     if input_size is not None:
-        training = _Resized(training, input_size)
-        testing = None if testing is None else _Resized(testing, input_size)
+        training = images.Resized(training, input_size)
+        testing = None if testing is None else images.Resized(testing, input_size)
     return _divide(spec, training, testing, classes, (calibration, validation), seed, look, batch)
 
 
@@ -245,76 +236,7 @@ def _from_reference(spec: str, batch: int) -> Splits:
     )
 
 
-# ---------------------------------------------------------------------------- parts of known data sets
-
-
-class _Part(Protocol):
-    """Labelled images that are read when asked for."""
-
-    @property
-    def labels(self) -> Tensor: ...
-
-    def read(self, chosen: Tensor) -> list[Tensor]:
-        """The chosen images as (channels, height, width); bytes, or floats in [0, 1]."""
-        ...
-
-
-@dataclass(frozen=True, eq=False)
-class _Pixels:
-    """Images in memory, shape (N, channels, height, width)."""
-
-    images: Tensor
-    labels: Tensor
-
-    def read(self, chosen: Tensor) -> list[Tensor]:
-        return list(self.images[chosen])
-
-
-@dataclass(frozen=True, eq=False)
-class _Files:
-    """Image files, read as colour or, with one channel, as grey."""
-
-    paths: tuple[str, ...]
-    labels: Tensor
-    channels: int
-    resized: bool
-
-    def read(self, chosen: Tensor) -> list[Tensor]:
-        images = [self._decode(self.paths[index]) for index in chosen.tolist()]
-        sizes = {tuple(image.shape[1:]) for image in images}
-        if len(sizes) > 1 and not self.resized:
-            (h, w), (other_h, other_w) = min(sizes), max(sizes)
-            raise UserError(f"the images differ in size ({w}x{h}, {other_w}x{other_h}): give an input size")
-        return images
-
-    def _decode(self, path: str) -> Tensor:
-        from PIL import Image
-
-        try:
-            with Image.open(path) as image:
-                pixels = np.array(image.convert("L" if self.channels == 1 else "RGB"))
-        except (OSError, SyntaxError, ValueError) as error:  # Pillow raises any of them on a damaged file
-            raise UserError(f"the image {path} cannot be decoded: {error}") from None
-        return torch.from_numpy(pixels.reshape(*pixels.shape[:2], self.channels)).permute(2, 0, 1)
-
-
-@dataclass(frozen=True, eq=False)
-class _Resized:
-    """The images of another part with the shorter side resized, and the square in the middle."""
-
-    part: _Part
-    size: int
-
-    @property
-    def labels(self) -> Tensor:
-        return self.part.labels
-
-    def read(self, chosen: Tensor) -> list[Tensor]:
-        from torchvision.transforms.v2 import functional
-
-        images = self.part.read(chosen)
-        smaller = [functional.resize(image, [self.size], antialias=True) for image in images]
-        return [functional.center_crop(image, [self.size, self.size]) for image in smaller]
+# ---------------------------------------------------------------------------- images of a known data set
 
 
 Look = tuple[Tensor, Tensor]  # mean and standard deviation, each of shape (channels, 1, 1)
@@ -332,8 +254,8 @@ def _look(mean: Sequence[float], std: Sequence[float], wanted: tuple[int, ...]) 
 
 def _divide(
     name: str,
-    training: _Part,
-    testing: _Part | None,
+    training: images.Part,
+    testing: images.Part | None,
     classes: tuple[str, ...],
     sizes: tuple[int, int],
     seed: int,
@@ -372,147 +294,15 @@ def _divide(
     )
 
 
-def _read(part: _Part, chosen: Tensor, look: Look, batch: int) -> Iterator[Batch]:
+def _read(part: images.Part, chosen: Tensor, look: Look, batch: int) -> Iterator[Batch]:
     """The chosen images, normalised, with their labels."""
     mean, std = look
     for indices in torch.split(chosen, batch):
         pixels = torch.stack(part.read(indices))
-        images = pixels if pixels.is_floating_point() else pixels.float() / 255
-        yield (images - mean) / std, part.labels[indices]
+        scaled = pixels if pixels.is_floating_point() else pixels.float() / 255
+        yield (scaled - mean) / std, part.labels[indices]
 
 
 def _joint(calibration: list[Batch], validation: list[Batch]) -> str:
     both = f"{fingerprint(calibration)}/{fingerprint(validation)}"
     return hashlib.sha256(both.encode()).hexdigest()[:16]
-
-
-Parts = tuple[_Part, _Part | None, tuple[str, ...]]  # training, test, class names
-
-
-def _digits() -> Parts:
-    """The 1,797 digits of scikit-learn (Alpaydin and Kaynak, 1998), 360 of them set aside once and for all."""
-    from sklearn.datasets import load_digits
-
-    found = load_digits()
-    order = torch.randperm(len(found.images), generator=torch.Generator().manual_seed(0))
-    images = torch.from_numpy(found.images).float().unsqueeze(1)[order] / 16  # ink in 0..16
-    labels = torch.from_numpy(found.target).long()[order]
-    return (
-        _Pixels(images[DIGITS_TEST:], labels[DIGITS_TEST:]),
-        _Pixels(images[:DIGITS_TEST], labels[:DIGITS_TEST]),
-        tuple(str(name) for name in found.target_names),
-    )
-
-
-def _imagefolder(path: str, channels: int, resized: bool) -> Parts:
-    root = _unpacked(existing(path))
-    folder = _holding(root, "train")
-    if folder is None:
-        raise UserError(f"{root} has no folder train: images lie in train/CLASS/ and, for the test, test/CLASS/ or val")
-    training, classes = _files(folder / "train", channels, resized)
-    for name in ("test", "val"):
-        if (folder / name).is_dir():
-            testing, known = _files(folder / name, channels, resized)
-            if known != classes:
-                odd = min(set(known) ^ set(classes))
-                raise UserError(f"{folder}: the classes of train and {name} differ, {odd!r} is in one of them only")
-            return training, testing, classes
-    return training, None, classes
-
-
-def _files(folder: Path, channels: int, resized: bool) -> tuple[_Files, tuple[str, ...]]:
-    from torchvision.datasets import ImageFolder
-
-    try:
-        found = ImageFolder(str(folder))
-    except FileNotFoundError as error:  # no class folder, or one without images
-        raise UserError(f"{folder}: {str(error).splitlines()[0]}") from None
-    paths = tuple(path for path, _ in found.samples)
-    return _Files(paths, torch.tensor(found.targets), channels, resized), tuple(found.classes)
-
-
-def _cifar10(path: str) -> Parts:
-    root = _unpacked(existing(path))
-    binary = _holding(root, "data_batch_1.bin")
-    if binary is not None:
-        files = sorted(binary.glob("data_batch_*.bin"))
-        testing = binary / "test_batch.bin"
-        return _records(files), _records([testing]) if testing.exists() else None, CIFAR_CLASSES
-    python = root if root.name == "cifar-10-batches-py" else root / "cifar-10-batches-py"
-    if not python.is_dir():
-        raise UserError(
-            f"{root} is not CIFAR-10: it holds neither data_batch_1.bin (the binary version) nor cifar-10-batches-py"
-        )
-    return _pickled(python.parent, train=True), _pickled(python.parent, train=False), CIFAR_CLASSES
-
-
-def _records(files: Sequence[Path]) -> _Pixels:
-    blocks = []
-    for file in files:
-        block = np.fromfile(file, dtype=np.uint8)
-        if len(block) % CIFAR_RECORD or not len(block):
-            raise UserError(f"{file} has {len(block)} bytes, not a multiple of {CIFAR_RECORD}: it was cut short")
-        blocks.append(block.reshape(-1, CIFAR_RECORD))
-    records = np.concatenate(blocks)
-    if records[:, 0].max() >= len(CIFAR_CLASSES):
-        raise UserError(f"{files[0].parent}: label {records[:, 0].max()} is above 9, so this is not CIFAR-10")
-    images = torch.from_numpy(records[:, 1:].reshape(-1, 3, 32, 32).copy())
-    return _Pixels(images, torch.from_numpy(records[:, 0].astype(np.int64)))
-
-
-def _pickled(root: Path, train: bool) -> _Pixels:
-    """The Python version. torchvision compares checksums with the published ones before it unpickles."""
-    from torchvision.datasets import CIFAR10
-
-    try:
-        found = CIFAR10(str(root), train=train, download=False)
-    except RuntimeError as error:
-        raise UserError(f"{root / 'cifar-10-batches-py'}: {str(error).splitlines()[0]}") from None
-    images = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()
-    return _Pixels(images, torch.tensor(found.targets))
-
-
-# ---------------------------------------------------------------------------- archives
-
-
-def _holding(root: Path, name: str) -> Path | None:
-    """The folder that holds ``name``: the root, or the only folder in it, as archives often have one on top."""
-    if (root / name).exists():
-        return root
-    inner = [entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__"))]
-    return inner[0] if len(inner) == 1 and (inner[0] / name).exists() else None
-
-
-def _unpacked(path: Path) -> Path:
-    """The folder itself, or the folder in the user's cache where the archive has been unpacked.
-
-    It is named after the archive's name, size and time of change, and appears under this name only when
-    it is complete: a process that was killed halfway, or two at once, leave nothing half unpacked.
-    """
-    if path.is_dir():
-        return path
-    if not path.name.endswith(ARCHIVES):
-        raise UserError(f"{path} is neither a folder nor an archive ({', '.join(ARCHIVES)})")
-    facts = path.stat()
-    key = hashlib.sha256(f"{path.name}:{facts.st_size}:{facts.st_mtime_ns}".encode()).hexdigest()[:12]
-    target = cache() / f"{path.name.partition('.')[0]}-{key}"
-    if target.is_dir():
-        return target
-    unfinished = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
-    try:
-        if path.name.endswith(".zip"):
-            with zipfile.ZipFile(path) as archive:
-                archive.extractall(unfinished)  # noqa: S202  # zipfile drops ".." and leading slashes itself
-        else:
-            with tarfile.open(path) as archive:
-                archive.extractall(unfinished, filter="data")
-        try:
-            unfinished.rename(target)
-        except OSError:
-            if not target.is_dir():  # else another process was faster
-                raise
-    except (tarfile.TarError, zipfile.BadZipFile, OSError, EOFError) as error:
-        raise UserError(f"the archive {path} cannot be unpacked into {target.parent}: {error}") from None
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return target

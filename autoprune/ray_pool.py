@@ -13,29 +13,26 @@ Every worker measures one candidate at a time, and a worker that is lost is repl
 
 from __future__ import annotations
 
-import functools
-import inspect
 import logging
 import math
-import os
 import re
-import socket
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import astuple, dataclass, field
 from typing import Any, Self
 
 from autoprune.errors import UserError
 from autoprune.evaluate import Evaluator
 from autoprune.fidelity import Fidelity
+from autoprune.pickling import culprit
 from autoprune.pool import Workers
 from autoprune.race import Race
+from autoprune.ray_connection import answers, connect, first_line, gone, head, last_line, mute, target, told_in_one_line
 from autoprune.scheme import Scheme
 from autoprune.trial import Measurement
 
-KNOCK = 5.0  # seconds that a host may take to accept a connection
 BEAT = 5.0  # seconds between two looks at whether Ray is still there
 PATIENCE = 30.0  # seconds that Ray's head may be away; Ray ends the process of a driver that lost it for 60
 START = 300.0  # seconds until the first worker must be ready
@@ -119,10 +116,10 @@ class RayPool:
         self._idle: list[_Worker] = []
         self._died_starting = 0
         self._looked = self._seen = time.monotonic()
-        self._own = _connect(workers.address)
+        self._own = connect(workers.address)
         try:
             self._check_room()
-            self._head = _head()
+            self._head = head()
         except BaseException:
             self.close()
             raise
@@ -143,7 +140,7 @@ class RayPool:
         self._busy, self._idle, self._reference = {}, [], None
         if self._own and ray.is_initialized():
             ray.shutdown()
-            _mute(False)
+            mute(False)
         self._own = False
 
     # -- measuring -----------------------------------------------------------------------------
@@ -154,7 +151,7 @@ class RayPool:
         A worker gets its next scheme before its last measurement is given out, so that it does not wait while that is
         recorded. What a worker raises that is not a candidate's failure is raised here.
         """
-        with _told_in_one_line(self.workers.address):
+        with told_in_one_line(self.workers.address):
             self._prepare()
         coming, again = iter(schemes), deque[Scheme]()
         lost: defaultdict[Scheme, list[_Loss]] = defaultdict(list)
@@ -162,7 +159,7 @@ class RayPool:
         how = (fidelity.share, fidelity.recovery, [scheme.to_dict() for scheme in fidelity.after], race)
         try:
             while True:
-                with _told_in_one_line(self.workers.address):
+                with told_in_one_line(self.workers.address):
                     self._hand_out(again, coming, how)
                     if self._idle and not any(worker.scheme for worker in self._busy.values()):
                         return
@@ -260,7 +257,7 @@ class RayPool:
             try:
                 self._reference = ray.put(self._evaluator)
             except (TypeError, AttributeError, ValueError, RuntimeError) as error:
-                place, thing = _culprit(self._evaluator)
+                place, thing = culprit(self._evaluator)
                 raise UserError(
                     f"{place} (of type {type(thing).__name__}) cannot be pickled, so workers cannot have it: create "
                     "it where it is used, or measure with one worker"
@@ -300,7 +297,7 @@ class RayPool:
             self._drop(worker)
             cause = error.cause if isinstance(error.cause, Exception) else error
             raise UserError(
-                f"a worker cannot start: {type(cause).__name__}: {_first_line(cause)}; what the network and its data "
+                f"a worker cannot start: {type(cause).__name__}: {first_line(cause)}; what the network and its data "
                 "are made of must be importable there (installed, or in the runtime environment)"
             ) from error
         except RayActorError as error:
@@ -308,7 +305,7 @@ class RayPool:
             self._died_starting += 1
             if self._died_starting == STARTS:
                 raise UserError(
-                    f"{STARTS} workers in a row died as they started ({_last_line(error)}): the machine may be short "
+                    f"{STARTS} workers in a row died as they started ({last_line(error)}): the machine may be short "
                     "of memory, or Ray is ending; everything measured is in the ledger, the same command continues"
                 ) from error
             self._start_one()
@@ -359,144 +356,12 @@ class RayPool:
     def _check_head(self, now: float) -> None:
         """End the search with a word before Ray ends the process of a driver whose cluster is gone."""
         self._looked = now
-        if self._head is None or _answers(*self._head):
+        if self._head is None or answers(*self._head):
             self._seen = now
         elif self._own_instance or now - self._seen >= PATIENCE:
-            raise UserError(_gone(self.workers.address, "its head does not answer"))
+            raise UserError(gone(self.workers.address, "its head does not answer"))
 
     @property
     def _own_instance(self) -> bool:
         """Whether Ray was started here, so that nobody will start its head again."""
-        return self._own and _target(self.workers.address) == "local"
-
-
-def _target(address: str | None) -> str:
-    """The address that None stands for."""
-    return address or os.environ.get("RAY_ADDRESS") or "local"
-
-
-def _connect(address: str | None) -> bool:
-    """Connect to Ray or start it; whether that was needed."""
-    import ray
-
-    if ray.is_initialized():
-        return False
-    target = _target(address)
-    _check_address(target)
-    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if target == "local":
-        options |= {"include_dashboard": False, "num_cpus": _cores()}
-    try:
-        ray.init(address=target, **options)
-    except (ConnectionError, ValueError, RuntimeError, ImportError) as error:
-        # The proxy refuses who has no token, and all that comes of it here is a connection that times out.
-        ask = "; if the cluster asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN here as there"
-        hint = ask if target.startswith("ray://") else ""
-        raise UserError(f"Ray at {target} cannot be used: {_first_line(error)}{hint}") from error
-    _mute(True)
-    return True
-
-
-def _check_address(target: str) -> None:
-    """Refuse an address where nobody answers; Ray itself would try for minutes."""
-    if target in ("local", "auto"):
-        return
-    scheme, _, place = target.rpartition("://")
-    host, _, port = place.rpartition(":")
-    if scheme not in ("", "ray") or not host or not port.isdigit():
-        raise UserError(f"Ray address {target!r} cannot be read: write auto, local, host:port or ray://host:port")
-    if not _answers(host.strip("[]"), int(port)):
-        raise UserError(
-            f"Ray address {target}: nobody answered within {KNOCK:g} s; start it there with `ray start --head`, or "
-            "check the address and the firewall"
-        )
-
-
-def _answers(host: str, port: int) -> bool:
-    try:
-        socket.create_connection((host, port), KNOCK).close()
-    except OSError:
-        return False
-    return True
-
-
-def _head() -> tuple[str, int] | None:
-    """Where Ray's head listens; None where only a proxy (ray://) is in sight, which reports a loss itself."""
-    import ray
-    from ray.util.client import ray as client
-
-    if client.is_connected():
-        return None
-    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
-    return host.strip("[]"), int(port)
-
-
-def _cores() -> int | None:
-    """The cores this process may use, where those are fewer than the machine's; else Ray counts them itself."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-    return allowed if allowed != os.cpu_count() else None
-
-
-def _mute(quiet: bool) -> None:
-    """Keep Ray's news of lost workers off standard output; the log has ours, in one line."""
-    from ray._private import worker
-
-    worker._worker_logs_enabled = not quiet  # noqa: SLF001 - Ray has no public switch
-
-
-@contextmanager
-def _told_in_one_line(address: str | None) -> Iterator[None]:
-    """What Ray raises when it is gone, as a :class:`UserError`."""
-    from ray.exceptions import RayError, RayTaskError
-
-    try:
-        yield
-    except RayTaskError:
-        raise
-    except (RayError, ConnectionError) as error:
-        raise UserError(_gone(address, f"{type(error).__name__}: {_first_line(error)}")) from error
-
-
-def _gone(address: str | None, reason: str) -> str:
-    return (
-        f"Ray ({_target(address)}) is gone: {reason}; everything measured is in the ledger, and with Ray running "
-        "again the same command continues"
-    )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _last_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()[:300]
-
-
-def _culprit(thing: Any, place: str = "evaluator", seen: frozenset[int] = frozenset()) -> tuple[str, Any]:
-    """The innermost part that cannot be pickled, and the way to it."""
-    from ray import cloudpickle
-
-    for name, part in _parts(thing):
-        if id(part) in seen:
-            continue
-        try:
-            cloudpickle.dumps(part)
-        except Exception:  # noqa: BLE001 - whatever it raises, that is the part
-            return _culprit(part, f"{place}.{name}", seen | {id(thing)})
-    return place, thing
-
-
-def _parts(thing: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(thing, Mapping):
-        yield from ((str(key), value) for key, value in thing.items())
-    elif isinstance(thing, list | tuple):
-        yield from ((str(number), item) for number, item in enumerate(thing))
-    elif isinstance(thing, functools.partial):
-        yield from (("func", thing.func), ("args", thing.args), ("keywords", thing.keywords))
-    elif inspect.isfunction(thing):
-        around = inspect.getclosurevars(thing)
-        yield from (*around.nonlocals.items(), *around.globals.items())
-    elif inspect.ismethod(thing):
-        yield "__self__", thing.__self__
-    elif not isinstance(thing, type) and hasattr(thing, "__dict__"):
-        yield from vars(thing).items()
+        return self._own and target(self.workers.address) == "local"

@@ -15,7 +15,9 @@ from autoprune.errors import UserError
 from autoprune.forward import Example, first_call, outputs
 
 from .labels import Book
-from .rules import PRODUCTS, Call, rule_for, unforeseen
+from .rules import PRODUCTS, rule_for
+from .rules.call import Call
+from .rules.mixing import unforeseen
 
 COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd  # noqa: SLF001  # no public name
 

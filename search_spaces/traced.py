@@ -28,7 +28,7 @@ from autoprune.space import Group, Layer, LeftOut, SearchSpace, Slice
 from .follow import follow
 from .labels import Book, ParameterAxis
 from .proof import Proof, prove
-from .rules import ALONE
+from .rules.moving import ALONE
 
 Places = list[tuple[int, int]]  # where a unit lies: (number of the axis, position on it)
 

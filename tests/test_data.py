@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from autoprune import data
 from autoprune.errors import UserError
+from autoprune.images import CIFAR_RECORD
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
@@ -340,7 +341,7 @@ def write_cifar(folder: Path, images: int = 4) -> Path:
     """The binary version: two training batches and a test batch, plane after plane."""
     folder.mkdir(parents=True)
     for number, name in enumerate(["data_batch_1", "data_batch_2", "test_batch"]):
-        records = np.zeros((images, data.CIFAR_RECORD), dtype=np.uint8)
+        records = np.zeros((images, CIFAR_RECORD), dtype=np.uint8)
         for i, record in enumerate(records):
             record[0] = (number + i) % 10
             planes = record[1:].reshape(3, 32, 32)
