@@ -32,7 +32,7 @@ class WandB(Tracker):
                 f"tracker wandb needs a package that cannot be imported ({error}): pip install 'autoprune[wandb]'"
             ) from error
         super().__init__(f"wandb {entity or ''} {project}")
-        self._given = {"project": project, "entity": entity, "mode": mode, "dir": folder}
+        self._given: dict[str, Any] = {"project": project, "entity": entity, "mode": mode, "dir": folder}
         self._wandb = wandb
         self._open_run: Any = None
 
