@@ -42,7 +42,7 @@ class Check:
 def examine(root: Path, ray: bool = False) -> list[Check]:
     """All checks; with ``ray``, a local Ray is started and asked to work, which takes seconds."""
     found = [python(), *requirements(), torch(), torchvision(), fit(), *devices(), threads()]
-    return [*found, *([ray_works()] if ray else []), extras(), writable("runs folder", root), caches(), *plugins()]
+    return [*found, ray_works() if ray else ray_there(), extras(), writable("runs folder", root), caches(), *plugins()]
 
 
 def python() -> Check:
@@ -57,19 +57,23 @@ def python() -> Check:
 
 
 def requirements() -> Iterator[Check]:
-    """Packages that autoprune cannot do without, where they are missing or too old."""
+    """Packages that autoprune cannot do without: those that are missing or too old, else one word on all of them."""
     from packaging.requirements import Requirement
 
+    sound = True
     with suppress(metadata.PackageNotFoundError):
-        for text in metadata.requires("autoprune") or []:
-            wanted = Requirement(text)
-            if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
-                continue
+        needed = [Requirement(text) for text in metadata.requires("autoprune") or []]
+        needed = [one for one in needed if one.marker is None or one.marker.evaluate({"extra": ""})]
+        for wanted in needed:
             there = _version(wanted.name)
             if there is None:
+                sound = False
                 yield Check(wanted.name, "problem", "not installed", f"pip install '{_plain(wanted)}'")
             elif not wanted.specifier.contains(there, prereleases=True):
+                sound = False
                 yield Check(wanted.name, "problem", f"{there} is too old", f"pip install '{_plain(wanted)}'")
+        if sound:
+            yield Check("required packages", "ok", f"all {len(needed)} are there, and new enough")
 
 
 def torch() -> Check:
@@ -156,6 +160,13 @@ def threads() -> Check:
     return Check("threads", "ok", found)
 
 
+def ray_there() -> Check:
+    """Ray, as it is installed; that it is missing is said by :func:`requirements`."""
+    version = _version("ray")
+    found = f"{version}, not started (`autoprune doctor --ray` starts it)" if version else "not installed"
+    return Check("ray", "ok" if version else "problem", found, "" if version else "pip install ray")
+
+
 def ray_works() -> Check:
     """Whether Ray starts on this machine and does a piece of work."""
     try:
@@ -232,6 +243,8 @@ def plugins() -> Iterator[Check]:
         for point in package.entry_points
         if point.group.startswith("autoprune.")
     }
+    if not announced:
+        yield Check("plug-ins", "ok", "none")
     for (kind, name), (point, package) in sorted(announced.items(), key=lambda one: one[0]):
         try:
             point.load()

@@ -43,17 +43,31 @@ def connect(address: str | None) -> bool:
 
 def _check_address(target: str) -> None:
     """Refuse an address where nobody answers; Ray itself would try for minutes."""
-    if target in ("local", "auto"):
+    if target == "local":
         return
-    scheme, _, place = target.rpartition("://")
+    scheme, _, place = (_latest() if target == "auto" else target).rpartition("://")
     host, _, port = place.rpartition(":")
     if scheme not in ("", "ray") or not host or not port.isdigit():
         raise UserError(f"Ray address {target!r} cannot be read: write auto, local, host:port or ray://host:port")
     if not answers(host.strip("[]"), int(port)):
+        name = f"auto, which is {place}, the last cluster known here" if target == "auto" else target
         raise UserError(
-            f"Ray address {target}: nobody answered within {KNOCK:g} s; start it there with `ray start --head`, or "
+            f"Ray address {name}: nobody answered within {KNOCK:g} s; start it there with `ray start --head`, or "
             "check the address and the firewall"
         )
+
+
+def _latest() -> str:
+    """The cluster that Ray takes for ``auto``: one that runs on this machine, else the last one it was part of."""
+    from ray._private import services  # Ray has no public name for it
+
+    try:
+        return str(services.canonicalize_bootstrap_address("auto"))
+    except ConnectionError:
+        raise UserError(
+            "Ray address auto: no cluster runs on this machine, nor was it part of one; start one with "
+            "`ray start --head`, or give host:port"
+        ) from None
 
 
 def answers(host: str, port: int) -> bool:

@@ -210,7 +210,7 @@ class RayPool:
     def _answer(self, reference: Any, worker: _Worker) -> Measurement | _Loss:
         """What became of a candidate; its worker is idle afterwards, or replaced."""
         import ray
-        from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
+        from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayTaskError
 
         try:
             record = ray.get(reference, timeout=0)
@@ -219,6 +219,8 @@ class RayPool:
         except RayTaskError as error:
             self._rest(worker)
             raise (error.cause if isinstance(error.cause, UserError) else error) from None
+        except OutOfMemoryError:
+            reason, counts = "its worker was killed, as its machine ran out of memory", True
         except RayActorError as error:
             kind = re.search(r"exit type: (\w+)", str(error))
             counts = not self._is_lost(worker.node, VERDICT if isinstance(error, ActorUnavailableError) else 0)
@@ -280,7 +282,7 @@ class RayPool:
     def _started(self, reference: Any, worker: _Worker) -> None:
         """A worker that was starting is ready, or is not to be."""
         import ray
-        from ray.exceptions import RayActorError, RayTaskError
+        from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
         try:
             worker.node = ray.get(reference, timeout=0)
@@ -300,7 +302,7 @@ class RayPool:
                 f"a worker cannot start: {type(cause).__name__}: {first_line(cause)}; what the network and its data "
                 "are made of must be importable there (installed, or in the runtime environment)"
             ) from error
-        except RayActorError as error:
+        except (RayActorError, OutOfMemoryError) as error:
             self._drop(worker)
             self._died_starting += 1
             if self._died_starting == STARTS:

@@ -114,6 +114,18 @@ def test_packages_that_are_missing_or_too_old(monkeypatch):
     assert all(check.status == "problem" for check in found.values())
 
 
+def test_packages_that_are_all_there_are_one_line(monkeypatch):
+    monkeypatch.setattr(metadata, "requires", lambda name: ["numpy>=1", 'absent; extra == "later"', "packaging"])
+    assert list(doctor.requirements()) == [Check("required packages", "ok", "all 2 are there, and new enough")]
+
+
+def test_ray_is_told_without_being_started(monkeypatch):
+    monkeypatch.setattr(doctor, "_version", {"ray": "2.60.0"}.get)
+    assert "2.60.0, not started" in doctor.ray_there().found
+    monkeypatch.setattr(doctor, "_version", lambda package: None)
+    assert doctor.ray_there().status == "problem"
+
+
 def test_extras_that_are_missing_come_with_the_line_that_installs_them(monkeypatch):
     told = metadata.metadata("autoprune")
     wanted = ["numpy", 'nothing-of-that-name; extra == "onnx"', 'numpy; extra == "timm"', 'absent; extra == "dev"']

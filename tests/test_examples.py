@@ -52,7 +52,9 @@ def example(with_digits, tmp_path, monkeypatch, capsys):
     ],
 )
 def test_the_example_runs(example, name):
-    _, said = example(name)
+    found, said = example(name)
+    if not found:
+        pytest.skip(said.strip())
     assert said.strip()
 
 

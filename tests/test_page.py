@@ -556,6 +556,22 @@ class TestInABrowser:
         assert len(contrasts) > 100
         assert min(contrasts) >= 4.5
 
+    def test_on_paper_there_is_all_but_what_paper_cannot_do(self, opened: Opened, tmp_path: Path) -> None:
+        shown = opened("search")
+        figures = len(shown.run(BOXES))
+        shown.ask("Emulation.setEmulatedMedia", media="print")
+        gone = shown.run(
+            "[...document.querySelectorAll('details, .script, .reset, #tip')]"
+            ".every((node) => !node.getClientRects().length)"
+        )
+        assert gone
+        assert sum(width > 300 and height > 100 for width, height, _ in shown.run(BOXES)) == figures
+        assert min(shown.run(CONTRASTS)) >= 4.5
+        shown.pdf(tmp_path / "page.pdf")
+        printed = (tmp_path / "page.pdf").read_bytes()
+        assert printed.startswith(b"%PDF")
+        assert 2 <= len(re.findall(rb"/Type */Page\b", printed)) <= 12
+
     def test_names_from_a_folder_run_no_code(self, opened: Opened, altered: Callable[..., Path]) -> None:
         def change(scheme: dict[str, Any]) -> None:
             for group in scheme["groups"]:

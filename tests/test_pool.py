@@ -115,7 +115,7 @@ def searched(problem: Problem, root: Path, pool: Pool | None = None, **choices: 
 # --- the same with any number of workers ---
 
 
-@pytest.mark.parametrize("name", ["swap", pytest.param("random", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["swap", "random"])
 def test_one_two_and_four_workers_find_the_same(
     name: str, problem: Problem, two: Pool, four: Pool, tmp_path: Path
 ) -> None:
@@ -207,6 +207,19 @@ def test_workers_need_neither_plug_in_folders_nor_torch_pruning_and_compute_with
     assert (seen.metrics["unwanted"], seen.metrics["threads"], seen.metrics["omp"]) == (0, 1, 1)
 
 
+@pytest.mark.slow
+def test_workers_run_in_the_runtime_environment_that_is_asked_for(running: None) -> None:
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        import os
+
+        return {"loss": 1.0, "found": float(os.environ.get("AUTOPRUNE_TEST_OF_WORKERS", "0"))}
+
+    problem = make_problem(evaluate)
+    with problem.pool(Workers(1, cpus=0.25, runtime_env={"env_vars": {"AUTOPRUNE_TEST_OF_WORKERS": "7"}})) as pool:
+        (_, seen), *_ = pool.measure([problem.uniform], FULL)
+    assert seen.metrics["found"] == 7
+
+
 def test_one_worker_and_nothing_else_is_this_process_without_ray(problem: Problem) -> None:
     assert isinstance(problem.pool(), InProcess)
     assert isinstance(problem.pool(Workers(1)), InProcess)
@@ -272,6 +285,18 @@ def test_a_candidate_that_always_kills_or_hangs_fails_with_its_reason_and_the_se
 
 
 @pytest.mark.slow
+def test_a_candidate_whose_worker_is_killed_for_its_memory_is_measured_by_another(tmp_path: Path) -> None:
+    (tmp_path / "hoard").touch()
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    memory = {name: int(rest.split()[0]) for name, rest in (line.split(":") for line in lines)}  # in KiB
+    limit = 1 + (2**21 - memory["MemAvailable"]) / memory["MemTotal"]  # 2 GiB more than is in use
+    process = script(tmp_path, HOARDER, "8", RAY_memory_usage_threshold=str(limit), RAY_memory_monitor_refresh_ms="100")
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert "killed, as its machine ran out of memory; measured again" in errors
+
+
+@pytest.mark.slow
 def test_a_candidate_that_raises_or_is_not_finite_in_a_worker_is_a_failed_measurement(
     running: None, tmp_path: Path
 ) -> None:
@@ -291,7 +316,7 @@ def test_a_candidate_that_raises_or_is_not_finite_in_a_worker_is_a_failed_measur
 
 
 def test_a_full_disk_ends_the_search_in_one_line_and_the_same_call_continues(
-    problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    problem: Problem, two: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     append = JournalFileBackend.append_logs
     left = iter(range(4))
@@ -306,11 +331,11 @@ def test_a_full_disk_ends_the_search_in_one_line_and_the_same_call_continues(
     whole = searched(problem, tmp_path, run="undisturbed")
     monkeypatch.setattr(JournalFileBackend, "append_logs", until_full)
     with pytest.raises(UserError, match="cannot be written.*No space left.*same command continues"):
-        searched(problem, tmp_path)
+        searched(problem, tmp_path, two)
     monkeypatch.undo()
     recorded = len(open_journal(tmp_path / "one" / LEDGER).get_all_studies())
     assert recorded == 1  # the cut line was put aside: the file can be read
-    pd.testing.assert_frame_equal(history(searched(problem, tmp_path)), history(whole), check_exact=True)
+    pd.testing.assert_frame_equal(history(searched(problem, tmp_path, two)), history(whole), check_exact=True)
 
 
 PROBLEM = """
@@ -330,6 +355,12 @@ def evaluate(model):
         if (root / "kill").exists():
             (root / "kill").unlink()
             os.kill(os.getpid(), 9)
+        hoard = []
+        if (root / "hoard").exists():
+            (root / "hoard").unlink()
+            while True:
+                hoard.append(b"x" * 2**26)
+                time.sleep(0.02)
         time.sleep(0.2)
     return {"loss": sum(p.numel() % 97 for p in model.parameters()) / 100}
 
@@ -372,6 +403,11 @@ def lose(trial, loop):
 
 with problem.pool(Workers(2, address=cluster.address, retries=0)) as pool:
     same(search("one", pool, lose))
+"""
+HOARDER = """
+with problem.pool(Workers(2, cpus=0.25)) as pool:
+    same(search("one", pool))
+assert not (root / "hoard").exists()
 """
 CLIENT = """
 import ray
@@ -556,6 +592,7 @@ def test_gpus_go_with_the_device(problem: Problem) -> None:
     [
         ("{free}", "nobody answered within 5 s"),
         ("ray://{free}", "nobody answered within 5 s"),
+        ("auto", "auto, which is {free}, the last cluster known here: nobody answered within 5 s"),
         ("nonsense", "cannot be read"),
     ],
 )
@@ -563,13 +600,27 @@ def test_an_address_where_nobody_answers_is_one_clear_line(
     address: str, message: str, problem: Problem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import ray
+    from ray._private import services
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound, but nobody listens
         free = f"127.0.0.1:{taken.getsockname()[1]}"
+        monkeypatch.setattr(services, "canonicalize_bootstrap_address", lambda _: free)
+        message = message.format(free=free)
         with pytest.raises(UserError, match=message):
             problem.pool(Workers(2, address=address.format(free=free)))
+
+
+def test_no_cluster_at_all_is_one_clear_line(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+    from ray._private import services
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(services, "find_gcs_addresses", set)
+    monkeypatch.setattr(services, "find_bootstrap_address", lambda _: None)
+    with pytest.raises(UserError, match="no cluster runs on this machine.*ray start --head"):
+        problem.pool(Workers(2, address="auto"))
 
 
 def test_a_proxy_that_lets_nobody_in_is_one_clear_line_that_speaks_of_the_token(
