@@ -156,6 +156,8 @@ def problem(
             f"{' and '.join(wanted)}: zeros among a network's weights make it neither faster nor smaller while it "
             "runs, so there is nothing to predict; cap weights, params, macs, bitmask or csr"
         )
+    if wanted and not isinstance(budget, Budget):  # before anything is measured for it
+        Budget.parse(budget, space, {**_costs(space, own), **dict.fromkeys(wanted, lambda scheme: 1.0)})
     if wanted:
         operations = record(model, example, space, batch_of(latency, conditions))
         own |= {"memory": PeakMemory.of(operations)} if "memory" in wanted else {}
@@ -374,9 +376,15 @@ def _costs(space: SearchSpace, own: Mapping[str, Cost] | None) -> dict[str, Cost
         if name in known:
             raise UserError(f"cost {name!r} is built in: give yours another name")
         for scheme in (space.dense, space.smallest):
-            value = function(scheme)
-            if not (math.isfinite(value) and value > 0):
-                raise UserError(f"cost {name!r} is {value} for {scheme.kept}: a cost is a positive number")
+            try:
+                value: Any = function(scheme)
+            except Exception as error:
+                raise UserError(
+                    f"cost {name!r} failed for {scheme.kept}: {type(error).__name__}: {error} ({stable_name(function)})"
+                ) from error
+            number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+            if not (number and math.isfinite(value) and value > 0):
+                raise UserError(f"cost {name!r} is {value!r} for {scheme.kept}: a cost is a positive number")
     return {**known, **(own or {})}
 
 

@@ -16,13 +16,13 @@ from autoprune.errors import UserError
 from autoprune.scheme import Scheme
 from autoprune.space import SearchSpace
 
-BYTES = {"": 1.0, "b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+BYTES = {"": 1.0, "B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 UNITS: Mapping[str, Mapping[str, float]] = {
-    "macs": {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12},
-    "params": {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9},
+    "macs": {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12},
+    "params": {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9},
     "latency": {"": 1.0, "ms": 1.0, "us": 1e-3, "s": 1e3},
     "memory": BYTES,
-    "weights": {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9},
+    "weights": {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9},
     "bitmask": BYTES,
     "csr": BYTES,
 }
@@ -94,9 +94,10 @@ class Budget:
         """Refuse a budget that no scheme of the space can meet."""
         for name, (low, high) in self.reachable().items():
             if low / self.caps[name] > 1 + SLACK:
+                unit = " ms" if name == "latency" else ""
                 raise UserError(
-                    f"budget {name}={self.caps[name]:.4g} ({self.caps[name] / high:.1%} of the dense model) cannot be "
-                    f"reached: this search space goes from {low:.4g} ({low / high:.1%}) to {high:.4g}; "
+                    f"budget {name}={self.caps[name]:.4g}{unit} ({self.caps[name] / high:.1%} of the dense model) "
+                    f"cannot be reached: this search space goes from {low:.4g} ({low / high:.1%}) to {high:.4g}{unit}; "
                     "raise the budget or let more layers be pruned"
                 )
 
@@ -213,8 +214,9 @@ def _cap(item: str, space: SearchSpace, functions: Mapping[str, Cost]) -> tuple[
         raise UserError(f"budget {item!r}: a cap must be a positive number, such as {EXAMPLE}")
     if unit == "%":
         return name, value / 100 * functions[name](space.dense)
-    units = UNITS.get(name, {"": 1.0})
+    units = {key.lower(): factor for key, factor in UNITS.get(name, {"": 1.0}).items()}
     if unit.lower() not in units:
-        known = ", ".join(["%", *(key.upper() for key in units if key)])
-        raise UserError(f"budget {item!r}: unit {unit!r} is unknown, use one of {known} or none")
+        known = ", ".join(["%", *filter(None, UNITS.get(name, ()))])
+        alone = " (which is ms)" if name == "latency" else ""
+        raise UserError(f"budget {item!r}: unit {unit!r} is unknown, use one of {known} or none{alone}")
     return name, value * units[unit.lower()]

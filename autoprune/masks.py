@@ -71,7 +71,9 @@ def highest_of(scores: Tensor, n: int, m: int, axis: int = 1) -> Tensor:
     if not 1 <= n <= m:
         raise UserError(f"{n}:{m} sparsity: n of m weights stay, with n from 1 to m")
     if length % m:
-        raise UserError(f"{n}:{m} sparsity: {m} does not divide the {length} entries of axis {axis}")
+        raise UserError(
+            f"{n}:{m} sparsity: {m} does not divide the {length} entries of axis {axis}; exclude such a layer"
+        )
     blocks = scores.movedim(axis, -1).unflatten(-1, (-1, m))
     order = blocks.argsort(dim=-1, stable=True)
     mask = torch.ones_like(blocks, dtype=torch.bool).scatter_(-1, order[..., : m - n], False)

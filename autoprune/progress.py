@@ -96,10 +96,11 @@ class Watch:
         self._say(f"{what} can be pruned: {len(space)}{stay}")
 
     def _estimate(self, facts: Mapping[str, Any]) -> None:
-        self._say(
-            f"a latency table of this device is measured first: {facts['points']} points of {facts['signatures']} "
-            f"signatures, about {facts['seconds']} s"
-        )
+        if facts["points"]:
+            self._say(
+                f"a latency table of this device is measured first: {facts['points']} points of {facts['signatures']} "
+                f"signatures, about {facts['seconds']} s"
+            )
 
     def _calibrated(self, facts: Mapping[str, Any]) -> None:
         self._say(f"the latency table is ready: {report.agreement(facts)}")

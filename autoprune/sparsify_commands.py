@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import Annotated
 
 from autoprune import arguments, completion
 from autoprune.option_groups import Narrowed, Network, Output, spread
@@ -27,11 +26,7 @@ from autoprune.options import (
 )
 from autoprune.recipes import METHODS
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
 IMAGES = 1024
-NUMBERS = ("round", "level", "epoch", "loss", "best")  # what a method may tell that people like to see
 
 
 @spread
@@ -72,17 +67,19 @@ def sparsify(
     Example: autoprune sparsify --sparsity 90% --method unipts --set epochs=30 --run sparse
     """
     from autoprune import recipes, report, sparsify
+    from autoprune.bar import Bar
 
     console = output.console()
     share = arguments.read_sparsity(sparsity)
     found = recipes.find(method)
     options = recipes.read(found, arguments.read_pairs(settings))
     dense = arguments.make_network(network.model, network.weights, network.num_classes, Path(root), console)
-    wanted = images or (None if network.model == "autoprune:digits" and data is None else IMAGES)
+    usual = None if network.model == "autoprune:digits" and data is None else IMAGES
+    wanted = usual if images is None else images
     splits = arguments.load_data(data, network.model, wanted, validation, data_seed, mean, std, input_size)
     example = splits.calibration[0][0][:1]
     layers = sparsify.weights(dense, example, include or ("*",), exclude or ())
-    with Bar(console) as bar:
+    with Bar(console, "sparsifying") as bar:
         result = sparsify.sparsify(
             dense.to(device),
             splits.calibration,
@@ -109,28 +106,3 @@ def sparsify(
         f"{result.summary['sparsity']:.2%} of {sum(result.summary['widths'])} weights are zero; {result.folder}/ has "
         "scheme.json and pruned.safetensors"
     )
-
-
-class Bar:
-    """One live line for whatever a method tells: how far it is, where it says so, and its numbers."""
-
-    def __init__(self, console: Console) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
-        self._task = self._bar.add_task("sparsifying", total=None)
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def tell(self, facts: Mapping[str, Any]) -> None:
-        """Take one record."""
-        done, of = facts.get("done", facts.get("epoch")), facts.get("of", facts.get("epochs"))
-        shown = [f"{key} {facts[key]:.4g}" for key in NUMBERS if isinstance(facts.get(key), int | float)]
-        stage = str(facts.get("stage", facts.get("method", "sparsifying")))
-        self._bar.update(self._task, description=" ".join([stage, *shown]), completed=done or 0, total=of)

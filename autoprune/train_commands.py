@@ -65,6 +65,7 @@ def train(
     Example: autoprune train --recipe universal --out supernet --epochs 20
     """
     from autoprune import report
+    from autoprune.bar import Bar
     from autoprune.finetune import Recipe
     from autoprune.recipes import source
     from autoprune.tensorboard import check_installed, drawn
@@ -85,9 +86,10 @@ def train(
     space = narrowed.space(whole, example)
 
     def hear(event: str, facts: Mapping[str, Any]) -> None:
+        bar.tell(facts)
         console.print(report.epoch(facts, epochs))
 
-    with drawn(out, hear) if tensorboard else nullcontext(hear) as listener:
+    with Bar(console, "training", epochs) as bar, drawn(out, hear) if tensorboard else nullcontext(hear) as listener:
 
         def tell(facts: Mapping[str, Any]) -> None:
             listener("epoch", facts)
@@ -134,6 +136,7 @@ def finetune(
     Example: autoprune finetune my-run --data imagefolder:photos --epochs 20 --distill 0.5 --augment crop
     """
     from autoprune import page, report
+    from autoprune.bar import Bar
     from autoprune.finetune import Recipe, finish
     from autoprune.run import Run
 
@@ -145,10 +148,13 @@ def finetune(
     _, network, _, _ = arguments.find_origin(run, model, weights, num_classes, None, allow_code)
     found = Run.open(run)
     splits = images.load(model or found.config["source"]["model"])
-    result = finish(
-        network.to(device), found.folder, splits, out or found.folder / "finetuned", recipe,
-        tell=lambda facts: console.print(report.epoch(facts, epochs)),
-    )  # fmt: skip
+    with Bar(console, "fine-tuning", epochs) as bar:
+
+        def tell(facts: Mapping[str, Any]) -> None:
+            bar.tell(facts)
+            console.print(report.epoch(facts, epochs))
+
+        result = finish(network.to(device), found.folder, splits, out or found.folder / "finetuned", recipe, tell=tell)
     if out is None:
         page.leave(found)  # which now has a row more
     if output.told(result["folder"], result):

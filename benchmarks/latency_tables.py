@@ -82,11 +82,11 @@ def main() -> None:
         corrected = raw.corrected(table.calibrations[space.fingerprint])
         schemes = random_schemes(liked(space, raw), CHECKED, SEED)
         dense = float(table.calibrations[space.fingerprint]["dense"]["median"])
-        sample = measured(network, example, space, schemes, table, dense)
+        sample = measured(network, example, space, schemes, table.conditions, dense)
         found = agreement(np.array([corrected(scheme) for scheme in schemes]), sample.ms)
         plain = agreement(np.array([raw(scheme) for scheme in schemes]), sample.ms)
         anything = random_schemes(space, CHECKED, SEED)
-        seen = measured(network, example, space, anything, table, dense).ms
+        seen = measured(network, example, space, anything, table.conditions, dense).ms
         loose = agreement(np.array([corrected(scheme) for scheme in anything]), seen)
         print(
             f"| {name} | {table.calibrations[space.fingerprint]['dense']['median']:.2f} | {len(table.entries)} "

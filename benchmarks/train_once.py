@@ -85,6 +85,8 @@ class Bench:
         if size is None:
             self.splits = data.load("digits", 256, 256)
         else:
+            if "AUTOPRUNE_DATA" not in os.environ:
+                raise SystemExit("set AUTOPRUNE_DATA to the folder that holds the archives")
             archive = Path(os.environ["AUTOPRUNE_DATA"]) / "cifar10-jpeg.tar.xz"
             self.splits = data.load(f"imagefolder:{archive}", 2048, 2048, input_size=size)
         assert self.splits.train is not None and self.splits.test is not None

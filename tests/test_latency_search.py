@@ -150,7 +150,7 @@ def test_several_measurements_of_a_device_become_median_and_quartiles() -> None:
 
 
 def test_a_cap_out_of_reach_is_refused_with_the_range(digits, tmp_path) -> None:
-    with pytest.raises(UserError, match=r"latency=0\.001 .*cannot be reached.* goes from"):
+    with pytest.raises(UserError, match=r"latency=0\.001 ms .*cannot be reached.* goes from .* ms;"):
         search(digits, tmp_path, budget="latency=1us", latency=by_weights)
 
 
@@ -161,7 +161,8 @@ def test_a_table_for_other_conditions_warns_or_is_refused(digits, tmp_path) -> N
     with pytest.raises(UserError, match="batch 1, not 4"):
         search(digits, tmp_path, budget="latency=95%", latency=path, conditions=other, strict=True, run="a")
     with pytest.warns(UserWarning, match="batch 1, not 4"):
-        search(digits, tmp_path, budget="latency=99%", latency=path, conditions=other, run="b", trials=1)
+        run = search(digits, tmp_path, budget="latency=99%", latency=path, conditions=other, run="b", trials=1)
+    assert run.summary["timed"] == str(other)  # not what the table was made for
     table = Table.load(path)
     strange = Table(table.conditions, {**table.machine, "name": "a phone"}, table.entries, table.calibrations)
     with pytest.raises(UserError, match="a phone, not"):
@@ -258,7 +259,14 @@ def test_costs_and_devices_by_name(digits, tmp_path, command_line, monkeypatch) 
         (("latency", "measure", "--batch-size", "0"), "batch = 0"),
         (("latency", "measure", "--device", "cuda"), "no CUDA device"),
         (("latency", "check", "none.json"), "there is no latency table none.json"),
-        (("search", "--budget", "memory=8miles"), "unit 'miles' is unknown"),
+        (
+            ("search", "--budget", "memory=8miles"),
+            "unit 'miles' is unknown, use one of %, B, kB, MB, GB, KiB, MiB, GiB or none",
+        ),
+        (
+            ("search", "--budget", "latency=8sec"),
+            "unit 'sec' is unknown, use one of %, ms, us, s or none (which is ms)",
+        ),
         (("search", "--budget", "memory=1KiB"), "cannot be reached"),
     ],
 )
@@ -273,6 +281,42 @@ def test_bad_input_is_one_line(command_line, with_digits, tmp_path, monkeypatch,
     assert status == 2, err
     assert message in err
     assert len(err.strip().splitlines()) == 1
+    assert not list((tmp_path / "runs").glob("latency-*"))  # nothing was measured before it was read
+
+
+@pytest.mark.parametrize(
+    ("cost", "message"),
+    [
+        (lambda scheme: None, "cost 'energy' is None for"),
+        (lambda scheme: float("nan"), "cost 'energy' is nan for"),
+        (lambda scheme: 1 / 0, "cost 'energy' failed for .*: ZeroDivisionError"),
+    ],
+)
+def test_a_cost_that_is_no_number_is_named(digits, tmp_path, cost, message) -> None:
+    with pytest.raises(UserError, match=message):
+        search(digits, tmp_path, budget="energy=60%", costs={"energy": cost})
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            lambda record, _: record["entries"][0]["points"][0].__setitem__(-1, -1.0),
+            r"^\S*table.json: .*-1.0 ms is no pos",
+        ),
+        (lambda _, weights: weights.clear(), "has no weight of 'layers'"),
+        (lambda _, weights: weights.update(calls="2"), "weighs calls by '2'"),
+    ],
+)
+def test_a_damaged_table_is_told_in_one_line(digits, tmp_path, damage, message) -> None:
+    search(digits, tmp_path, budget="latency=90%", latency=by_weights, trials=1)  # makes the table
+    (path,) = digits["folder"].glob("latency-*.json")
+    record = json.loads(path.read_text())
+    (known,) = (record["calibrations"][space] for space in record["calibrations"] if ":" not in space)
+    damage(record, known["weights"])
+    (tmp_path / "table.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=message):
+        search(digits, tmp_path, budget="latency=95%", latency=tmp_path / "table.json")
 
 
 def test_a_start_scheme_between_the_stairs_is_lowered_to_the_next(digits, tmp_path) -> None:

@@ -26,6 +26,7 @@ from autoprune.recipes.narrow import draw, first, uniform
 from autoprune.recipes.network_slimming import network_slimming
 from autoprune.recipes.slimmable import batch_norms
 from autoprune.scheme import Scheme
+from autoprune.search_spaces.named import select
 from autoprune.slicing import prune
 from autoprune.space import SearchSpace
 from networks import depthwise, flattened, residual
@@ -122,6 +123,36 @@ def test_a_folder_of_something_else_is_refused(folders: dict[str, Path], tmp_pat
     (tmp_path / source.RECORD).write_text(json.dumps({**record, "version": 99}))
     with pytest.raises(UserError, match="99: 'autoprune-recipe' 1 is read here"):
         source.read(tmp_path, model, space)
+
+
+def test_a_folder_that_was_begun_with_something_else_is_refused(
+    folders: dict[str, Path], train: list, splits: data.Splits
+) -> None:
+    folder, recipe = folders["universal"], Recipe(1, lr=0.05)
+    record = (folder / source.RECORD).read_bytes()
+    source.train("universal", *digits(), train, splits.validation, folder, recipe=recipe)  # the same goes on
+    model, space = digits()
+    narrow = select(space, exclude=[space.groups[0].name])
+    with pytest.raises(UserError, match="a training of another search space"):
+        source.train("universal", model, narrow, train, splits.validation, folder, recipe=recipe)
+    with pytest.raises(UserError, match="a training of another data"):
+        source.train("universal", *digits(), train[1:], splits.validation, folder, recipe=recipe)
+    nn.init.zeros_(next(model.parameters()))
+    with pytest.raises(UserError, match="a training of another network"):
+        source.train("universal", model, space, train, splits.validation, folder, recipe=recipe)
+    assert (folder / source.RECORD).read_bytes() == record
+
+
+@pytest.mark.parametrize("name", ["slimmable", "universal"])
+def test_labels_are_smoothed_where_the_recipe_says_so(
+    name: str, train: list, splits: data.Splits, tmp_path: Path
+) -> None:
+    trained = []
+    for smoothing in (0.0, 0.1):
+        folder = tmp_path / str(smoothing)
+        recipe = Recipe(1, lr=0.05, label_smoothing=smoothing)
+        trained.append(source.train(name, *digits(), train[:1], splits.validation, folder, recipe=recipe))
+    assert not all(torch.equal(a, b) for a, b in zip(*(model.parameters() for model in trained), strict=True))
 
 
 def test_wrong_options_are_refused_before_training(train: list, splits: data.Splits, tmp_path: Path) -> None:

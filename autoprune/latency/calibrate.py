@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from autoprune.errors import UserError
 from autoprune.forward import Example
+from autoprune.latency.conditions import Conditions
 from autoprune.latency.predict import FEATURES, UNCORRECTED, TableLatency, liked
 from autoprune.latency.stopwatch import SURE, Timing
 from autoprune.latency.table import Table
@@ -67,7 +68,7 @@ def measured(
     example: Example,
     space: SearchSpace,
     schemes: Sequence[Scheme],
-    table: Table,
+    conditions: Conditions,
     dense: float | None = None,
 ) -> Sample:
     """How long the networks of these schemes take. Which channels stay makes no difference.
@@ -84,7 +85,7 @@ def measured(
     for start in range(0, len(schemes), together):
         several = [space.dense, *schemes[start : start + together]]
         networks = {str(n): sliced(model, space, scheme) for n, scheme in enumerate(several)}
-        timings = table.conditions.measure(networks, example, REPEATS, until=SURE, own=True)  # they are ours
+        timings = conditions.measure(networks, example, REPEATS, until=SURE, own=True)  # they are ours
         first = first or timings["0"]
         speeds.append((dense or first.median) / timings["0"].median)
         ms += [timings[str(n)].median * speeds[-1] for n in range(1, len(several))]
@@ -106,13 +107,16 @@ def calibrated(
     space: SearchSpace,
     operations: Operations,
     *,
+    conditions: Conditions | None = None,
     seed: int = 0,
     tell: Callable[[str, Mapping[str, Any]], None] = lambda event, facts: None,
 ) -> Table:
     """The table with a correction for this space, and how it did on networks it was not fitted to.
 
+    Networks are timed under the table's ``conditions``, or under others that its predictions shall be corrected to.
+
     The correction minimises relative errors over non-negative weights, held to the uncorrected table's. It is kept
-    under the space's fingerprint, with the mean and the greatest absolute relative error, and Spearman's correlation
+    under :func:`key`, with the mean and the greatest absolute relative error, and Spearman's correlation
     between predicted and measured latencies, of :data:`CHECKS` other random schemes. All of them have widths that the
     hardware likes (:func:`autoprune.latency.predict.liked`), as those of a search under a latency cap: a width that is
     slower than a wider one is predicted as fast as that, for costs must not fall when more is kept.
@@ -121,7 +125,8 @@ def calibrated(
     tried = liked(space, raw)
     fitted = fitting_schemes(tried, NETWORKS, seed)
     checked = random_schemes(tried, CHECKS, seed + 1)
-    sample = measured(model, example, space, [*fitted, *checked], table)
+    conditions = conditions or table.conditions
+    sample = measured(model, example, space, [*fitted, *checked], conditions)
     ms = sample.ms
     details = np.array([raw.details(np.array(scheme.kept, dtype=np.float64)) for scheme in (*fitted, *checked)])
     weights = fit(features_of(fitted, raw), ms[: len(fitted)])
@@ -138,7 +143,14 @@ def calibrated(
         "drift": sample.drift,
     }
     tell("calibrated", record)
-    return Table(table.conditions, table.machine, table.entries, {**table.calibrations, space.fingerprint: record})
+    known = {**table.calibrations, key(space, table, conditions): record}
+    return Table(table.conditions, table.machine, table.entries, known)
+
+
+def key(space: SearchSpace, table: Table, conditions: Conditions | None = None) -> str:
+    """What a correction is kept under: the space, and the conditions where they are not the table's."""
+    other = conditions is not None and conditions != table.conditions
+    return f"{space.fingerprint}:{conditions}" if other else space.fingerprint
 
 
 def features_of(schemes: Sequence[Scheme], raw: TableLatency) -> NDArray[np.float64]:

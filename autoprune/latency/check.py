@@ -39,7 +39,7 @@ def check(
     predicted = raw.corrected(table.calibrations[space.fingerprint])
     schemes = random_schemes(liked(space, raw), networks, seed)
     dense = float(table.calibrations[space.fingerprint]["dense"]["median"])
-    sample = measured(model, example, space, schemes, table, dense)
+    sample = measured(model, example, space, schemes, table.conditions, dense)
     guesses = np.array([predicted(scheme) for scheme in schemes])
     pairs = np.stack([guesses, sample.ms], 1).tolist()
     return {"checked": pairs, "drift": sample.drift, **agreement(guesses, sample.ms)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -84,7 +85,19 @@ class TableLatency:
     def corrected(self, calibration: Mapping[str, Any]) -> TableLatency:
         """The same with the weights of a calibration's record."""
         told = dict(calibration)
-        weights = {str(name): float(value) for name, value in told.pop("weights").items()}
+        weights = told.pop("weights", None)
+        absent = [name for name in FEATURES if not isinstance(weights, Mapping) or name not in weights]
+        if absent:
+            raise UserError(
+                f"the latency table's correction for this network has no weight of {absent[0]!r}: remove it from the "
+                "table's calibrations, and networks are timed anew"
+            )
+        for name, value in weights.items():
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not (number and math.isfinite(value) and value >= 0):
+                raise UserError(
+                    f"the latency table's correction weighs {name} by {value!r}: a number of at least 0 is needed"
+                )
         return TableLatency(self._operations, self._units, self.table, weights, told)
 
     def features(self, kept: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ from torch import nn
 
 from autoprune.errors import UserError
 from autoprune.forward import Example
-from autoprune.latency import meter
+from autoprune.latency import calibrate, meter
 from autoprune.latency.build import build
 from autoprune.latency.calibrate import FEW, calibrated, features_of, fit, fitting_schemes, sliced
 from autoprune.latency.conditions import Conditions, machine
@@ -48,7 +48,8 @@ def predictor(
     ``source`` is a table, the path of one, or ``function(network) -> ms`` for a device elsewhere. Without a table one
     is built in ``folder`` under ``conditions``, or found there; for a function it is corrected by what the function
     says of a few networks. A table made under other conditions or on another machine gives a warning, or with
-    ``strict`` an error; networks are not timed here for a device that is not here (no meter).
+    ``strict`` an error. For other ``conditions`` it is corrected anew, by networks that are timed under those; for a
+    device that is not here networks are not timed (no meter).
     """
     remote = source if callable(source) else None
     path: Path | None = None
@@ -65,13 +66,15 @@ def predictor(
     foreign = _check(table, conditions, strict)
     found = units(operations)
     raw = TableLatency(operations, found, table)
-    key = space.fingerprint if remote is None else f"{space.fingerprint}:{stable_name(remote)}"
-    timer = meter.here(table.conditions, example) if remote is None else meter.elsewhere(remote)
+    wanted = conditions or table.conditions
+    key = calibrate.key(space, table, wanted) if remote is None else f"{space.fingerprint}:{stable_name(remote)}"
+    timer = meter.here(wanted, example) if remote is None else meter.elsewhere(remote)
     if foreign and remote is None:
-        return raw.corrected(table.calibrations[key]) if key in table.calibrations else raw, None
+        correction = table.calibrations.get(space.fingerprint)
+        return raw if correction is None else raw.corrected(correction), None
     if key not in table.calibrations:
         if remote is None:
-            table = calibrated(table, model, example, space, operations, tell=tell)
+            table = calibrated(table, model, example, space, operations, conditions=wanted, tell=tell)
         else:
             table = _taught(table, key, raw, timer, model, space)
         if path is not None:
@@ -110,7 +113,7 @@ def _check(table: Table, conditions: Conditions | None, strict: bool) -> bool:
             stacklevel=2,
         )
     elif reason:
-        warnings.warn(f"{reason}: its predictions may be off", stacklevel=2)
+        warnings.warn(f"{reason}: its predictions are corrected by networks that are timed anew", stacklevel=2)
     return foreign
 
 

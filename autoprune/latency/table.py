@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-import tempfile
+import os
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -115,6 +115,8 @@ class Entry:
         try:
             points = {tuple(index(n) for n in point[:-1]): float(point[-1]) for point in record["points"]}
             return cls(str(record["signature"]), points, tuple(index(n) for n in record.get("stairs", ())))
+        except UserError:
+            raise
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise UserError(f"latency table: an entry cannot be read ({type(error).__name__}: {error})") from error
 
@@ -175,9 +177,9 @@ class Table:
             "entries": [entry.to_dict() for entry in self.entries.values()],
             "calibrations": dict(self.calibrations),
         }
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-            json.dump(record, file, indent=1)
-        Path(file.name).replace(path)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
+        temporary.replace(path)
 
     @classmethod
     def load(cls, path: Path | str) -> Table:
@@ -198,7 +200,10 @@ class Table:
         for key, kind in (("entries", list), ("conditions", dict), ("machine", dict), ("calibrations", dict)):
             if not isinstance(record.get(key, kind()), kind):
                 raise UserError(f"latency table {path}: {key} is a {type(record[key]).__name__}, not a {kind.__name__}")
-        entries = [Entry.from_dict(entry) for entry in record.get("entries", [])]
+        try:
+            entries = [Entry.from_dict(entry) for entry in record.get("entries", [])]
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
         return cls(
             Conditions.from_dict(record.get("conditions", {})),
             {str(key): str(value) for key, value in record.get("machine", {}).items()},

@@ -61,6 +61,12 @@ def obc(
         keep: dict[str, Keep] = {name: int(mask.sum()) for name, mask in chosen.items()}
     else:
         of = neighbours(pattern, sparsity, rates)
+        for name in names:
+            if (inputs := model.get_parameter(name).shape[1]) % of.m:
+                raise UserError(
+                    f"{of.n}:{of.m} sparsity: {of.m} does not divide the {inputs} inputs of {name}; leave it "
+                    f"out (exclude {name.removesuffix('.weight')})"
+                )
         chosen = {name: masks.highest_of(model.get_parameter(name).detach().abs(), *of) for name in names}
         keep = dict.fromkeys(names, of)
     sparse = copy.deepcopy(model).eval()

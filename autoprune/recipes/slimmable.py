@@ -113,7 +113,9 @@ def slimmable(
         optimizer.zero_grad()
         total = 0.0
         for scheme in schemes:
-            loss = functional.cross_entropy(logits(module(inputs, scheme)), labels)
+            loss = functional.cross_entropy(
+                logits(module(inputs, scheme)), labels, label_smoothing=recipe.label_smoothing
+            )
             torch.autograd.backward(loss)
             total += loss.item()
         optimizer.step()
@@ -172,7 +174,10 @@ def universal(
         total, target, count = 0.0, None, 0
         for scheme in schemes():
             answer = logits(module(inputs, scheme))
-            loss = functional.cross_entropy(answer, labels if target is None else target)
+            if target is None:
+                loss = functional.cross_entropy(answer, labels, label_smoothing=recipe.label_smoothing)
+            else:
+                loss = functional.cross_entropy(answer, target)
             torch.autograd.backward(loss)
             if distill and scheme == space.dense:
                 target = answer.detach().softmax(1)

@@ -19,13 +19,16 @@ from autoprune import checkpoint, settings
 from autoprune.criteria import Criterion
 from autoprune.errors import UserError
 from autoprune.finetune import Batches, Recipe, Tell
+from autoprune.forward import outputs
+from autoprune.recipes.data import identity
 from autoprune.recover import Recovery
 from autoprune.references import function
-from autoprune.run import write_json
+from autoprune.run import read_json, write_json
 from autoprune.space import SearchSpace
 
 FORMAT, VERSION = "autoprune-recipe", 1
 RECORD, TENSORS = "recipe.json", "weights.safetensors"
+BEGUN = "begun.json"
 DENSE = "dense.safetensors"
 """The whole network alone, as a state dict: what candidates are compared with, and fine-tuned toward."""
 
@@ -84,6 +87,7 @@ def train(
     chosen, given = find(name), dict(options or {})
     settings.check(chosen, KIND, given)
     folder = Path(folder)
+    _begin(folder, model, space, batches, validation)
     trained = chosen(model, space, batches, validation, folder, recipe=recipe, tell=tell, **given)
     checkpoint.write(folder / TENSORS, checkpoint.tensors(trained))
     defaults = {key: option.default for key, option in settings.options(chosen, KIND).items()}
@@ -101,6 +105,32 @@ def train(
     whole = read(folder, copy.deepcopy(model), space, allow_code=True).model  # whose code has just run
     checkpoint.write(folder / DENSE, {name: t.detach().cpu().contiguous() for name, t in whole.state_dict().items()})
     return trained.eval()
+
+
+def _begin(folder: Path, model: nn.Module, space: SearchSpace, batches: Batches, validation: Batches) -> None:
+    """Write down what is trained on what; a folder that was begun with something else is refused."""
+    asked = {
+        "network (model and weights)": identity(model),
+        "search space (include, exclude, round-to, rates, tie)": space.fingerprint,
+        "data (training and validation images)": _digest(batches, validation),
+    }
+    path = folder / BEGUN
+    if path.is_file():
+        begun = read_json(path)
+        for what, value in asked.items():
+            if begun.get(what) != value:
+                raise UserError(
+                    f"{folder} holds a training of another {what}: the same command goes on with it, another one needs "
+                    "another folder"
+                )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, asked)
+
+
+def _digest(*parts: Batches) -> str:
+    tensors = [tensor for part in parts for pair in part for tensor in outputs(pair)]
+    return identity(nn.Module(), *tensors)
 
 
 def read(folder: Path | str, model: nn.Module, space: SearchSpace, *, allow_code: bool = False) -> Source:
