@@ -382,8 +382,11 @@ def _costs(space: SearchSpace, own: Mapping[str, Cost] | None) -> dict[str, Cost
                 raise UserError(
                     f"cost {name!r} failed for {scheme.kept}: {type(error).__name__}: {error} ({stable_name(function)})"
                 ) from error
-            number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-            if not (number and math.isfinite(value) and value > 0):
+            try:
+                positive = math.isfinite(value) and value > 0
+            except TypeError:  # it is no number
+                positive = False
+            if not positive:
                 raise UserError(f"cost {name!r} is {value!r} for {scheme.kept}: a cost is a positive number")
     return {**known, **(own or {})}
 
