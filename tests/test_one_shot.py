@@ -179,7 +179,7 @@ def test_a_pattern_is_read_and_must_be_of_the_sparsity_and_divide_the_inputs():
             neighbours(wrong, 0.5)
     with pytest.raises(UserError, match=r"pattern '2:4' removes 50.00% of the weights, and 60.00% was asked for"):
         neighbours("2:4", 0.6)
-    with pytest.raises(UserError, match="8 does not divide the 4 entries of axis 1"):
+    with pytest.raises(UserError, match="8 does not divide the 4 inputs of stem.weight; leave it out"):
         made(obc, residual(), 0.5, pattern="4:8")
 
 
