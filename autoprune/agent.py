@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from safetensors.torch import load, save
 from scipy.special import ndtr, ndtri
 from torch import Tensor
 
+from autoprune import whole
 from autoprune.errors import UserError
 from autoprune.streams import Stream
 from autoprune.threads import fixed_threads
@@ -304,11 +304,9 @@ def check_writable(folder: Path) -> None:
 
 def _write(path: Path, content: bytes) -> None:
     """Whole or not at all."""
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        temporary.replace(path)
+        whole.write(path, content)
     except OSError as error:
         raise UserError(f"agent file {path} cannot be written ({error.strerror}): choose another folder") from error
 

@@ -156,20 +156,22 @@ def problem(
             f"{' and '.join(wanted)}: zeros among a network's weights make it neither faster nor smaller while it "
             "runs, so there is nothing to predict; cap weights, params, macs, bitmask or csr"
         )
-    if wanted and not isinstance(budget, Budget):  # before anything is measured for it
-        Budget.parse(budget, space, {**_costs(space, own), **dict.fromkeys(wanted, lambda scheme: 1.0)})
+    functions = _costs(space, own)
     if wanted:
+        if not isinstance(budget, Budget):  # what cannot be read is refused before anything is measured for it
+            Budget.parse(budget, space, {**functions, **dict.fromkeys(wanted, lambda scheme: 1.0)})
         operations = record(model, example, space, batch_of(latency, conditions))
-        own |= {"memory": PeakMemory.of(operations)} if "memory" in wanted else {}
+        predicted: dict[str, Cost] = {"memory": PeakMemory.of(operations)} if "memory" in wanted else {}
         if LATENCY in wanted:
-            predicted, meter = predictor(
+            milliseconds, meter = predictor(
                 model, example, space, operations, source=latency, conditions=conditions, strict=strict, folder=tables,
                 tell=tell,
             )  # fmt: skip
-            own[LATENCY] = predicted
+            predicted[LATENCY] = milliseconds
             if _speaks_of(LATENCY, budget):
-                space = liked(space, predicted)
-    functions = _costs(space, own)
+                space = liked(space, milliseconds)
+        functions |= _costs(space, predicted)
+        own |= predicted
     caps = budget if isinstance(budget, Budget) else Budget.parse(budget, space, functions)
     score = rewards.find(reward)
     facts = {

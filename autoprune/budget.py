@@ -214,9 +214,10 @@ def _cap(item: str, space: SearchSpace, functions: Mapping[str, Cost]) -> tuple[
         raise UserError(f"budget {item!r}: a cap must be a positive number, such as {EXAMPLE}")
     if unit == "%":
         return name, value / 100 * functions[name](space.dense)
-    units = {key.lower(): factor for key, factor in UNITS.get(name, {"": 1.0}).items()}
+    written = UNITS.get(name, {"": 1.0})
+    units = {key.lower(): factor for key, factor in written.items()}
     if unit.lower() not in units:
-        known = ", ".join(["%", *filter(None, UNITS.get(name, ()))])
+        known = ", ".join(["%", *filter(None, written)])
         alone = " (which is ms)" if name == "latency" else ""
         raise UserError(f"budget {item!r}: unit {unit!r} is unknown, use one of {known} or none{alone}")
     return name, value * units[unit.lower()]

@@ -60,20 +60,11 @@ def requirements() -> Iterator[Check]:
     """Packages that autoprune cannot do without: those that are missing or too old, else one word on all of them."""
     from packaging.requirements import Requirement
 
-    sound = True
     with suppress(metadata.PackageNotFoundError):
-        needed = [Requirement(text) for text in metadata.requires("autoprune") or []]
-        needed = [one for one in needed if one.marker is None or one.marker.evaluate({"extra": ""})]
-        for wanted in needed:
-            there = _version(wanted.name)
-            if there is None:
-                sound = False
-                yield Check(wanted.name, "problem", "not installed", f"pip install '{_plain(wanted)}'")
-            elif not wanted.specifier.contains(there, prereleases=True):
-                sound = False
-                yield Check(wanted.name, "problem", f"{there} is too old", f"pip install '{_plain(wanted)}'")
-        if sound:
-            yield Check("required packages", "ok", f"all {len(needed)} are there, and new enough")
+        named = [Requirement(text) for text in metadata.requires("autoprune") or []]
+        needed = [one for one in named if one.marker is None or one.marker.evaluate({"extra": ""})]
+        wrong = [check for check in map(_missing, needed) if check is not None]
+        yield from wrong or [Check("required packages", "ok", f"all {len(needed)} are there, and new enough")]
 
 
 def torch() -> Check:
@@ -161,7 +152,7 @@ def threads() -> Check:
 
 
 def ray_there() -> Check:
-    """Ray, as it is installed; that it is missing is said by :func:`requirements`."""
+    """Ray, as it is installed."""
     version = _version("ray")
     found = f"{version}, not started (`autoprune doctor --ray` starts it)" if version else "not installed"
     return Check("ray", "ok" if version else "problem", found, "" if version else "pip install ray")
@@ -285,6 +276,15 @@ def _version(package: str) -> str | None:
 def _build(version: str) -> str:
     """``cpu`` or ``cu126``, where the version says so."""
     return version.partition("+")[2]
+
+
+def _missing(wanted: Any) -> Check | None:
+    """What is wrong with a required package, if anything is."""
+    there = _version(wanted.name)
+    if there is not None and wanted.specifier.contains(there, prereleases=True):
+        return None
+    found = "not installed" if there is None else f"{there} is too old"
+    return Check(wanted.name, "problem", found, f"pip install '{_plain(wanted)}'")
 
 
 def _plain(wanted: Any) -> str:

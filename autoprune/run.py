@@ -26,6 +26,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autoprune import whole
 from autoprune.claim import NAME as CLAIM
 from autoprune.errors import UserError
 from autoprune.ledger import Ledger
@@ -206,9 +207,7 @@ def _numbered(name: str, number: int) -> str:
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
     """Write whole or not at all: a kill in the middle leaves the old file."""
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    whole.write(path, json.dumps(record, indent=2) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from autoprune import arguments, completion
 from autoprune.errors import UserError
@@ -29,6 +29,11 @@ from autoprune.options import (
     Weights,
     option,
 )
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from autoprune.finetune import Tell
 
 RECIPES = ("slimmable", "universal", "autoslim", "network_slimming", "metapruning", "prunnet")
 
@@ -64,8 +69,6 @@ def train(
 
     Example: autoprune train --recipe universal --out supernet --epochs 20
     """
-    from autoprune import report
-    from autoprune.bar import Bar
     from autoprune.finetune import Recipe
     from autoprune.recipes import source
     from autoprune.tensorboard import check_installed, drawn
@@ -86,10 +89,12 @@ def train(
     space = narrowed.space(whole, example)
 
     def hear(event: str, facts: Mapping[str, Any]) -> None:
-        bar.tell(facts)
-        console.print(report.epoch(facts, epochs))
+        say(facts)
 
-    with Bar(console, "training", epochs) as bar, drawn(out, hear) if tensorboard else nullcontext(hear) as listener:
+    with (
+        _shown(console, "training", epochs) as say,
+        drawn(out, hear) if tensorboard else nullcontext(hear) as listener,
+    ):
 
         def tell(facts: Mapping[str, Any]) -> None:
             listener("epoch", facts)
@@ -136,7 +141,6 @@ def finetune(
     Example: autoprune finetune my-run --data imagefolder:photos --epochs 20 --distill 0.5 --augment crop
     """
     from autoprune import page, report
-    from autoprune.bar import Bar
     from autoprune.finetune import Recipe, finish
     from autoprune.run import Run
 
@@ -148,12 +152,7 @@ def finetune(
     _, network, _, _ = arguments.find_origin(run, model, weights, num_classes, None, allow_code)
     found = Run.open(run)
     splits = images.load(model or found.config["source"]["model"])
-    with Bar(console, "fine-tuning", epochs) as bar:
-
-        def tell(facts: Mapping[str, Any]) -> None:
-            bar.tell(facts)
-            console.print(report.epoch(facts, epochs))
-
+    with _shown(console, "fine-tuning", epochs) as tell:
         result = finish(network.to(device), found.folder, splits, out or found.folder / "finetuned", recipe, tell=tell)
     if out is None:
         page.leave(found)  # which now has a row more
@@ -163,3 +162,18 @@ def finetune(
     console.print(
         f"{result['folder']}/ has pruned.safetensors of epoch {result['best']}, the best on validation images"
     )
+
+
+@contextmanager
+def _shown(console: Console, what: str, epochs: int) -> Iterator[Tell]:
+    """Who is told of every epoch: a line that stays, above one that is live."""
+    from autoprune import report
+    from autoprune.bar import Bar
+
+    with Bar(console, what, epochs) as bar:
+
+        def tell(facts: Mapping[str, Any]) -> None:
+            bar.tell(facts)
+            console.print(report.epoch(facts, epochs))
+
+        yield tell

@@ -116,7 +116,7 @@ def calibrated(
     Networks are timed under the table's ``conditions``, or under others that its predictions shall be corrected to.
 
     The correction minimises relative errors over non-negative weights, held to the uncorrected table's. It is kept
-    under :func:`key`, with the mean and the greatest absolute relative error, and Spearman's correlation
+    under :func:`correction_key`, with the mean and the greatest absolute relative error, and Spearman's correlation
     between predicted and measured latencies, of :data:`CHECKS` other random schemes. All of them have widths that the
     hardware likes (:func:`autoprune.latency.predict.liked`), as those of a search under a latency cap: a width that is
     slower than a wider one is predicted as fast as that, for costs must not fall when more is kept.
@@ -143,14 +143,13 @@ def calibrated(
         "drift": sample.drift,
     }
     tell("calibrated", record)
-    known = {**table.calibrations, key(space, table, conditions): record}
+    known = {**table.calibrations, correction_key(space, table, conditions): record}
     return Table(table.conditions, table.machine, table.entries, known)
 
 
-def key(space: SearchSpace, table: Table, conditions: Conditions | None = None) -> str:
+def correction_key(space: SearchSpace, table: Table, conditions: Conditions) -> str:
     """What a correction is kept under: the space, and the conditions where they are not the table's."""
-    other = conditions is not None and conditions != table.conditions
-    return f"{space.fingerprint}:{conditions}" if other else space.fingerprint
+    return space.fingerprint if conditions == table.conditions else f"{space.fingerprint}:{conditions}"
 
 
 def features_of(schemes: Sequence[Scheme], raw: TableLatency) -> NDArray[np.float64]:

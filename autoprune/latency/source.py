@@ -15,9 +15,9 @@ from torch import nn
 
 from autoprune.errors import UserError
 from autoprune.forward import Example
-from autoprune.latency import calibrate, meter
+from autoprune.latency import meter
 from autoprune.latency.build import build
-from autoprune.latency.calibrate import FEW, calibrated, features_of, fit, fitting_schemes, sliced
+from autoprune.latency.calibrate import FEW, calibrated, correction_key, features_of, fit, fitting_schemes, sliced
 from autoprune.latency.conditions import Conditions, machine
 from autoprune.latency.meter import Meter, Remote
 from autoprune.latency.predict import TableLatency, liked
@@ -67,7 +67,7 @@ def predictor(
     found = units(operations)
     raw = TableLatency(operations, found, table)
     wanted = conditions or table.conditions
-    key = calibrate.key(space, table, wanted) if remote is None else f"{space.fingerprint}:{stable_name(remote)}"
+    key = correction_key(space, table, wanted) if remote is None else f"{space.fingerprint}:{stable_name(remote)}"
     timer = meter.here(wanted, example) if remote is None else meter.elsewhere(remote)
     if foreign and remote is None:
         correction = table.calibrations.get(space.fingerprint)

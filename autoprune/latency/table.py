@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from autoprune import whole
 from autoprune.errors import UserError
 from autoprune.latency.conditions import Conditions
 
@@ -129,7 +129,7 @@ def _named(lengths: Lengths) -> str:
 class Table:
     """Entries by signature, and under which conditions on which machine they were measured.
 
-    ``calibrations`` are, by the fingerprint of a search space, what whole networks taught (see
+    ``calibrations`` are, by :func:`autoprune.latency.calibrate.correction_key`, what whole networks taught (see
     :mod:`autoprune.latency.calibrate`).
     """
 
@@ -177,9 +177,7 @@ class Table:
             "entries": [entry.to_dict() for entry in self.entries.values()],
             "calibrations": dict(self.calibrations),
         }
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
-        temporary.replace(path)
+        whole.write(path, json.dumps(record, indent=1))
 
     @classmethod
     def load(cls, path: Path | str) -> Table:
