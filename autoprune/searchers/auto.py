@@ -1,4 +1,4 @@
-"""The default: local moves and SPDY's coefficients, told apart by one model of what all trials have shown."""
+"""The default: local moves, exchanges and SPDY's coefficients, told apart by one model of what trials have shown."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from autoprune.scheme import Scheme
 from autoprune.searchers import Proposals
 from autoprune.searchers.allocate import allocator
 from autoprune.searchers.asking import best_of, in_batches, usable
+from autoprune.searchers.exchange import exchange
 from autoprune.searchers.knapsack import filled
 from autoprune.searchers.ranking import starts
 from autoprune.searchers.surrogate import Features, Surrogate
@@ -18,6 +19,7 @@ from autoprune.space import SearchSpace
 
 WIDEST = 0.5
 FEW = 6  # groups that a move changes, at most
+SWAPS, GROWTH = 3, 0.25  # groups that grow in an exchange, at most, and by how much of their width
 WAY = (0.125, 0.25, 0.5, 1.0)  # from the best scheme to one that a model believes in, and may believe in too much
 BOLDNESS = 0.5  # of the model's deviations, by which a candidate may be better than expected
 
@@ -30,16 +32,19 @@ def auto(
     hints: Hints,
     batch: int = 8,
     moves: int = 64,
+    exchanges: int = 64,
     curves: int = 8,
 ) -> Proposals:
     """What to use when nothing is known about the problem: every candidate uses the whole budget.
 
     It begins with what costs no search: equal rates, two rankings of the unit scores, the knapsack of the scores and
-    the start schemes; random rates fill the batch. From then on the trials of both kinds of proposal teach one model of
+    the start schemes; random rates fill the batch. From then on the trials of every kind of proposal teach one model of
     the loss (:class:`autoprune.searchers.surrogate.Surrogate`):
 
     - ``moves`` times, a few groups of the best scheme are scaled up or down and all others pay or gain. The size of
       the moves doubles after a round that found something better and halves after one that did not.
+    - ``exchanges`` times, a few groups of it grow and as many pay, while all others keep their very counts (children of
+      ``swap``): fitting the budget anew would lose counts that happen to suit their groups.
     - ``curves`` times, a loss curve for each group is drawn from the model, and a solver divides the budget such that
       the losses sum up to the least. This is SPDY, whose coefficients are learnt from whatever was measured, where
       SPDY searches them one by one. Not only that scheme is a candidate but also points on the way to it from the
@@ -49,8 +54,10 @@ def auto(
     sampling, at half of the model's deviations): what is expected to be good, or may well be. All are measured in full:
     what a quick look says about two similar candidates is hardly more than the model knows by then.
     """
-    if moves < 1 or curves < 0:
-        raise UserError(f"auto: moves={moves} must be at least 1 and curves={curves} not negative")
+    if moves < 1 or exchanges < 0 or curves < 0:
+        raise UserError(
+            f"auto: moves={moves} must be at least 1, exchanges={exchanges} and curves={curves} not negative"
+        )
     rng = np.random.default_rng(seed)
     begin = starts(space, budget, hints)
     if hints.scores:
@@ -68,6 +75,8 @@ def auto(
     while True:
         parent = begin[0] if best is None else best.scheme
         candidates = [_moved(budget, parent, step, rng) for _ in range(moves)]
+        exchanged = (exchange(budget, parent, GROWTH, SWAPS, rng) for _ in range(exchanges))
+        candidates += [scheme for scheme in exchanged if scheme is not None]
         for losses in model.curves(curves, rng) if model else ():
             candidates += _towards(budget, parent, allocate(losses))
         candidates = [scheme for scheme in dict.fromkeys(candidates) if scheme not in seen]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +13,7 @@ from autoprune.hints import Hints
 from autoprune.scheme import Scheme
 from autoprune.searchers import Proposals
 from autoprune.searchers.asking import best_of, in_batches, usable
+from autoprune.searchers.exchange import exchange
 from autoprune.searchers.ranking import starts
 from autoprune.space import SearchSpace
 from autoprune.trial import Trial
@@ -59,7 +59,7 @@ def swap(
     narrowest = 1 / int(space.widths.max())
     while True:
         parent = begin[0] if best is None else best.scheme
-        drawn = (_child(space, budget, parent, step, swaps, rng) for _ in range(screen * batch))
+        drawn = (exchange(budget, parent, step, swaps, rng) for _ in range(screen * batch))
         children = list(dict.fromkeys(child for child in drawn if child is not None and child not in seen))
         if not children:
             if step >= WIDEST:
@@ -74,34 +74,6 @@ def swap(
         told += usable((yield children))
         previous, best = best, best_of(told)
         step = max(step / 2, narrowest) if best is previous else min(2 * step, WIDEST)
-
-
-def _child(
-    space: SearchSpace, budget: Budget, parent: Scheme, step: float, swaps: int, rng: np.random.Generator
-) -> Scheme | None:
-    """Some groups grow, others pay in equal shares, and what is left goes to those that grow.
-
-    None when the payers have too little.
-    """
-    order = [int(g) for g in rng.permutation(len(space))]
-    few = int(rng.integers(1, swaps + 1, 2).min())
-    growing = [g for g in order if parent.kept[g] < space.groups[g].counts[-1]][:few]
-    paying = [g for g in order if g not in growing and parent.kept[g] > space.groups[g].counts[0]][:few]
-    child = parent
-    for g in growing:
-        group, kept = space.groups[g], parent.kept[g]
-        larger = group.counts[bisect_right(group.counts, kept)]
-        child = child.replace(g, max(larger, group.floor(kept + rng.uniform(0, step) * group.width)))
-    for place, g in enumerate(paying):
-        if budget.allows(child):
-            break
-        share = (budget.load(child) - 1) / (len(paying) - place)
-        child = budget.cut(child, g, share) or child.replace(g, space.groups[g].counts[0])
-    if not budget.allows(child):
-        return None
-    goal = space.rates(child)
-    goal[growing] += 1
-    return budget.spend(child, goal)
 
 
 def _promise(space: SearchSpace, best: Trial, told: Sequence[Trial], children: Sequence[Scheme]) -> NDArray[np.float64]:
