@@ -224,7 +224,8 @@ def test_a_start_scheme_is_tried(search):
 
 
 def test_an_option_that_the_searcher_does_not_have_is_refused(search):
-    with pytest.raises(UserError, match="auto has no option 'spread': its options are moves, exchanges, curves"):
+    known = "its options are moves, exchanges, curves"
+    with pytest.raises(UserError, match=f"searcher auto has no option 'spread': {known}"):
         search(options={"spread": 1})
     with pytest.raises(UserError, match="searcher swap: option screen='4': expected a whole number"):
         search(searcher="swap", options={"screen": "4"})

@@ -1,4 +1,4 @@
-"""Exchanges between groups: who grows, who pays, and that nobody else changes."""
+"""Exchanges between groups: who grows, who pays, and that most others stay as they are."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_some_groups_grow_some_pay_and_the_budget_is_used_up(seed: int, text: st
     for child in found:
         assert budget.allows(child)
         assert any(a > b for a, b in zip(child.kept, parent.kept, strict=True))
-        assert sum(a < b for a, b in zip(child.kept, parent.kept, strict=True)) <= SWAPS
+        assert 1 <= sum(a < b for a, b in zip(child.kept, parent.kept, strict=True)) <= SWAPS
         for g, group in enumerate(space.groups):
             larger = [count for count in group.counts if count > child.kept[g]][:1]
             assert not any(budget.allows(child.replace(g, count)) for count in larger)

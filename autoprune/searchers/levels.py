@@ -15,6 +15,7 @@ from autoprune.hints import Hints
 from autoprune.scheme import Scheme
 from autoprune.searchers import Proposals
 from autoprune.searchers.asking import in_batches
+from autoprune.searchers.exchange import parties, spent
 from autoprune.searchers.ranking import starts
 from autoprune.space import SearchSpace
 from autoprune.trial import Trial
@@ -110,10 +111,7 @@ def _child(
     budget: Budget, grids: Sequence[Sequence[int]], parent: Scheme, swaps: int, rng: np.random.Generator
 ) -> Scheme | None:
     """Some groups go up one level and as many others down; None where they cannot."""
-    order = [int(g) for g in rng.permutation(len(grids))]
-    few = int(rng.integers(1, swaps + 1, 2).min())
-    up = [g for g in order if parent.kept[g] < grids[g][-1]][:few]
-    down = [g for g in order if g not in up and parent.kept[g] > grids[g][0]][:few]
+    up, down = parties(parent, grids, swaps, rng)
     child = parent
     for g in up:
         child = child.replace(g, grids[g][bisect_right(grids[g], child.kept[g])])
@@ -122,8 +120,4 @@ def _child(
     for g in down:
         if not budget.allows(child):
             child = budget.cut(child, g, budget.load(child) - 1) or child.replace(g, grids[g][0])
-    if not budget.allows(child):
-        return None
-    goal = budget.space.rates(child)
-    goal[up] += 1
-    return budget.spend(child, goal)
+    return spent(budget, child, up)
