@@ -5,7 +5,8 @@ network they are not, and the errors grow with depth. Here the calibration image
 they reach a layer, it is solved by ridge regression from the inputs that it really gets to what the dense network
 computes there, and the walk goes on with the new weights (He, Zhang and Sun, ICCV 2017, section 3.2, for whole
 networks). Where the layer completes a residual sum, the target is the dense network's sum minus the candidate's own
-shortcut, so that errors of the trunk are repaired too.
+shortcut, so that errors of the trunk are repaired too. Where rectifiers alone read the layer, what they cut off need
+not be right (in the spirit of Zhang, Zou, He and Sun, TPAMI 2016, who reconstruct what comes behind the ReLU).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from autoprune.errors import UserError
 from autoprune.forward import call, evaluating, to
 from autoprune.patches import WeightLayer
 from autoprune.recover import Context
+from autoprune.rectifiers import Active
 from autoprune.slicing import named_tensors, selections
 from autoprune.statistics import StatisticsNotice
 from autoprune.sums import Operator, Operators, Sum
@@ -34,6 +36,7 @@ from autoprune.targets import CHUNK, Sampling, Targets, affine, flat, joined, re
 
 IMAGES, ROWS = 1024, 16
 RIDGE = 1e-2  # of the mean variance of a layer's inputs, toward the weights that it has
+ROUNDS = 3  # of solutions for what rectifiers read
 ENOUGH = 4  # rows per column; with fewer the ridge grows in proportion
 EXACT = 1e-4  # of the target's root mean square: such a layer needs no repair
 FLOOR = 1e-3  # of the largest scale of a batch norm: smaller ones are raised before they are divided by
@@ -44,6 +47,7 @@ def sequential(
     context: Context,
     ridge: float = RIDGE,
     images: int = IMAGES,
+    rounds: int = ROUNDS,
     sampling: Sampling | None = None,
 ) -> None:
     """Repair every layer behind the first cut, in forward order, in one pass over the calibration images.
@@ -53,6 +57,10 @@ def sequential(
     alone reads a solved layer gets the statistics of the new output, and the scale and shift with which it gives the
     solution itself, so recalibrating it later changes next to nothing; any other batch norm is recalibrated on the way.
     Layers that give their target as they are, such as all before the first cut, are left alone with their batch norms.
+
+    A target t that a rectifier cuts off may be missed on its side: for a ReLU the squared error of an answer y is
+    max(y, 0)^2 where t <= 0. That is convex, and each of ``rounds`` further solutions, toward min(y, 0) there, lowers
+    it (by majorisation: the matrix stays the same, so it is factored once). With none, plain least squares is left.
 
     At most ``images`` pass, as one batch, and 16 rows of each are solved from, unless a ``sampling`` says otherwise.
     Memory is bounded by the sampling, and by one matrix of ``Statistics.gram_limit``.
@@ -64,11 +72,18 @@ def sequential(
             f"recovery sequential repairs networks that lost channels; it does not know {context.space.granularity!r} "
             "granularity: use recalibrate_bn"
         )
-    walk(candidate, context, ridge, sampling or Sampling(images, ROWS * images))
+    if rounds < 0:
+        raise UserError(f"rounds = {rounds}: 0 (plain least squares) or more are needed")
+    walk(candidate, context, ridge, sampling or Sampling(images, ROWS * images), rounds)
 
 
 def walk(
-    candidate: nn.Module, context: Context, ridge: float, sampling: Sampling, settle: Settle | None = None
+    candidate: nn.Module,
+    context: Context,
+    ridge: float,
+    sampling: Sampling,
+    rounds: int = 0,
+    settle: Settle | None = None,
 ) -> None:
     """Walk through the candidate once and repair its layers, as :func:`sequential` says.
 
@@ -80,7 +95,7 @@ def walk(
         raise UserError(f"ridge = {ridge}: a positive number is needed")
     targets = _targets(context, sampling)
     example, images = joined(context.batches, max(2, math.ceil(context.share * targets.images)))
-    state = _Walk(candidate, context, targets, ridge, images, settle or {})
+    state = _Walk(candidate, context, targets, ridge, images, rounds, settle or {})
     with torch.no_grad(), evaluating(candidate), ExitStack() as hooks:
         for path in targets.layers:
             layer = candidate.get_submodule(path.rpartition(".")[0])
@@ -116,8 +131,16 @@ class _Walk:
     """The state of one pass through a candidate."""
 
     def __init__(
-        self, candidate: nn.Module, context: Context, targets: Targets, ridge: float, images: int, settle: Settle
+        self,
+        candidate: nn.Module,
+        context: Context,
+        targets: Targets,
+        ridge: float,
+        images: int,
+        rounds: int,
+        settle: Settle,
     ) -> None:
+        self.rounds = rounds
         self.settle = settle
         self.candidate = candidate
         self.targets = targets.layers
@@ -173,7 +196,8 @@ class _Walk:
             )
             offset = constant if layer.bias is None else constant + factor * layer.bias.double()
             moments = None
-            for rows in self._rows(path, layer, inputs[0], shortcut):
+            every = partial(self._rows, path, layer, inputs[0], shortcut)
+            for rows in every():
                 if moments is None:
                     if path not in self.settle and _exact(rows, weight, offset.reshape(groups, 1, -1)):
                         return
@@ -185,9 +209,14 @@ class _Walk:
                 raise UserError(
                     f"{path}: what the candidate feeds this layer is not finite; look for broken weights before it"
                 )
-            solved, square = _ridged(moments, weight, self._damping(path, moments))
+            system = _System(moments.square, weight, self._damping(path, moments))
+            solved = system.solution(moments)
+            if target.active is not None:
+                for _ in range(self.rounds):
+                    moments.aim(_aimed(every(), solved, moments.constant(solved), target.active))
+                    solved = system.solution(moments)
             if path in self.settle:
-                settled = self.settle[path](solved.mT.reshape(layer.weight.shape), square)
+                settled = self.settle[path](solved.mT.reshape(layer.weight.shape), system.square)
                 solved = settled.reshape(groups, -1, layer.weight[0].numel()).mT
             self._store(path, layer, moments, solved)
 
@@ -226,8 +255,7 @@ class _Walk:
 
     def _store(self, path: str, layer: WeightLayer, moments: _Moments, solved: Tensor) -> None:
         """Put the solution into the layer and whatever takes up its constant and scale."""
-        centre = (moments.mean @ solved).reshape(-1)  # the mean of the output without its constant
-        constant = moments.target.reshape(-1) - centre
+        constant = moments.constant(solved).reshape(-1)
         norm = self.targets[path].norm
         weight = solved.mT.reshape(layer.weight.shape)
         if norm is None:
@@ -244,7 +272,7 @@ class _Walk:
             behind.running_mean.copy_(bias - constant / factor)
             return
         variance = (solved * (moments.square @ solved)).sum(1).reshape(-1) / moments.count / factor.square()
-        behind.running_mean.copy_(centre / factor + bias)
+        behind.running_mean.copy_((moments.mean @ solved).reshape(-1) / factor + bias)
         behind.running_var.copy_(variance)
         behind.weight.copy_(factor * (variance + behind.eps).sqrt())
         behind.bias.copy_(moments.target.reshape(-1))
@@ -291,8 +319,23 @@ class _Moments:
         self.target = self.target + rise * (count / total)
         self.count = total
 
+    def aim(self, rows: Iterator[_Rows]) -> None:
+        """The same rows with other targets."""
+        cross, level = torch.zeros_like(self.cross), torch.zeros_like(self.target)
+        for x, target in map(_precise, rows):
+            target = target - self.target.to(target.dtype)
+            cross += ((x - self.mean.to(x.dtype)).mT @ target).double()
+            level += target.double().sum(1, keepdim=True)
+        self.cross = cross
+        if self.centred:
+            self.target = self.target + level / self.count
+
+    def constant(self, solved: Tensor) -> Tensor:
+        """What is added to the rows' product with a solution: (convolution groups, 1, o)."""
+        return self.target - self.mean @ solved
+
     def _of(self, rows: _Rows) -> tuple[int, Tensor, Tensor, Tensor, Tensor]:
-        x, target = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in rows)
+        x, target = _precise(rows)
         mean, level = (x.mean(1, keepdim=True), target.mean(1, keepdim=True))
         if not self.centred:
             mean, level = torch.zeros_like(mean), torch.zeros_like(level)
@@ -300,13 +343,30 @@ class _Moments:
         return x.shape[1], mean.double(), level.double(), (x.mT @ x).double(), (x.mT @ target).double()
 
 
-def _ridged(moments: _Moments, weight: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-    """The solution (convolution groups, d, o), drawn toward ``weight``, and the matrix of the system."""
-    square = moments.square.clone()
-    amount = ridge * square.diagonal(dim1=1, dim2=2).mean(1, keepdim=True) + 1e-12
-    square.diagonal(dim1=1, dim2=2).add_(amount)
-    change = torch.cholesky_solve(moments.cross - moments.square @ weight, torch.linalg.cholesky(square))
-    return weight + change, square
+class _System:
+    """Ridge regression whose solutions (convolution groups, d, o) are drawn toward ``weight``, factored once."""
+
+    def __init__(self, square: Tensor, weight: Tensor, ridge: float) -> None:
+        self.weight = weight
+        self.square = square.clone()
+        amount = ridge * square.diagonal(dim1=1, dim2=2).mean(1, keepdim=True) + 1e-12
+        self.square.diagonal(dim1=1, dim2=2).add_(amount)
+        self._root = torch.linalg.cholesky(self.square)
+        self._known = square @ weight
+
+    def solution(self, moments: _Moments) -> Tensor:
+        return self.weight + torch.cholesky_solve(moments.cross - self._known, self._root)
+
+
+def _precise(rows: _Rows) -> _Rows:
+    """In single precision at least."""
+    return _Rows(*(part.to(torch.promote_types(part.dtype, torch.float32)) for part in rows))
+
+
+def _aimed(rows: Iterator[_Rows], solved: Tensor, constant: Tensor, active: Active) -> Iterator[_Rows]:
+    """The rows, with the targets that answers of this solution should have."""
+    for x, target in map(_precise, rows):
+        yield _Rows(x, active.aim(x @ solved.to(x.dtype) + constant.to(x.dtype), target))
 
 
 def _exact(rows: _Rows, weight: Tensor, offset: Tensor) -> bool:

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from autoprune.forward import Example, call, evaluating
+from autoprune.forward import Example, call, evaluating, outputs
+from autoprune.rectifiers import Active, Readers, active
 
 ADDITIONS = ("aten.add.Tensor", "aten.add_.Tensor")
 
@@ -32,7 +33,7 @@ class Operator(NamedTuple):
     inputs: list[Tensor]
     outputs: list[Tensor]
     written: list[Tensor]  # those of the inputs that it changes
-    scale: Any  # of the second term of a sum
+    arguments: Mapping[str, Any]  # all of them, by the names of its schema
 
 
 class Operators(TorchDispatchMode):
@@ -60,13 +61,18 @@ class Operators(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
+        schema = func._schema.arguments
+        arguments = {
+            argument.name: kwargs.get(argument.name, args[place] if place < len(args) else argument.default_value)
+            for place, argument in enumerate(schema)
+        }
         written = [
-            kwargs.get(argument.name, args[position] if position < len(args) else None)
-            for position, argument in enumerate(func._schema.arguments)
+            arguments[argument.name]
+            for argument in schema
             if argument.alias_info is not None and argument.alias_info.is_write
         ]
-        scale = kwargs.get("alpha", 1)
-        self._look(Operator(self.number, str(func), _tensors(args), _tensors(result), _tensors(written), scale))
+        inputs = _tensors((args, kwargs))
+        self._look(Operator(self.number, str(func), inputs, _tensors(result), _tensors(written), arguments))
         self.number += 1
         return result
 
@@ -93,13 +99,15 @@ class Sum:
 class Course:
     """One forward pass, by the key of each watched layer.
 
-    ``runs`` is how often it ran, ``lengths`` how long the first axis of its input was, ``sums`` what it completes.
-    ``largest`` is the most bytes that the tensors of one operator take together.
+    ``runs`` is how often it ran, ``lengths`` how long the first axis of its input was, ``sums`` what it completes,
+    ``rectified`` where those are not flat that read its output. ``largest`` is the most bytes that the tensors of one
+    operator take together.
     """
 
     runs: Mapping[str, int]
     lengths: Mapping[str, int]
     sums: Mapping[str, Sum]
+    rectified: Mapping[str, Active]
     largest: int
 
 
@@ -116,6 +124,7 @@ class _Search:
         self.lengths: dict[str, int] = {}
         self.ends: dict[int, tuple[str, int]] = {}  # tensor: the layer whose output it is, the operator after it
         self.found: dict[str, Sum] = {}
+        self.readers = Readers()
         self.largest = 0
 
     def start(self, path: str, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -127,19 +136,22 @@ class _Search:
         if isinstance(output, Tensor):
             self.alive.append(output)
             self.ends[id(output)] = path, self.operators.number
+            self.readers.made(path, _address(output))
 
     def look(self, operator: Operator) -> None:
         tensors = [*operator.inputs, *operator.outputs]
         self.largest = max(self.largest, sum(tensor.numel() * tensor.element_size() for tensor in tensors))
-        if operator.name in ADDITIONS and operator.scale == 1 and len(operator.inputs) == 2:
+        if operator.name in ADDITIONS and operator.arguments["alpha"] == 1 and len(operator.inputs) == 2:
             a, b = operator.inputs
             if a is not b and a.shape == b.shape:
                 terms = [*self._completes(a, b), *self._completes(b, a)]
                 if terms:
                     _, path, maker = max(terms)
                     self.found.setdefault(path, Sum(*maker, operator.number))
-        for tensor in operator.written:
-            self.changed[_address(tensor)] = operator.number
+        by, written = active(operator.name, operator.arguments), {_address(tensor) for tensor in operator.written}
+        for address in {_address(tensor) for tensor in operator.inputs}:
+            self.readers.read(address, by, address in written)
+        self.changed.update(dict.fromkeys(written, operator.number))
         for place, tensor in enumerate(operator.outputs):
             self.alive.append(tensor)
             self.makers[id(tensor)] = operator.number, place, operator.name
@@ -162,10 +174,11 @@ def _address(tensor: Tensor) -> int:
 
 
 def follow(model: nn.Module, layers: Mapping[str, tuple[nn.Module, nn.Module]], example: Example) -> Course:
-    """One pass that finds the sums which a layer completes: all else in them is known before the layer runs.
+    """One pass that finds the sums which a layer completes, and the layers that rectifiers alone read.
 
+    All else in such a sum is known before the layer runs; of two layers in one sum the one that runs last completes it.
     ``layers`` gives, by any key, a layer and the module whose output counts as the layer's (itself, or the batch norm
-    behind it). Of two layers in one sum the one that runs last completes it.
+    behind it).
     """
     search = _Search()
     with torch.no_grad(), evaluating(model), ExitStack() as hooks:
@@ -173,5 +186,5 @@ def follow(model: nn.Module, layers: Mapping[str, tuple[nn.Module, nn.Module]], 
             hooks.enter_context(layer.register_forward_pre_hook(partial(search.start, path)))
             hooks.enter_context(last.register_forward_hook(partial(search.end, path)))
         hooks.enter_context(search.operators)
-        call(model, example)
-    return Course(search.runs, search.lengths, search.found, search.largest)
+        answers = {_address(tensor) for tensor in outputs(call(model, example))}
+    return Course(search.runs, search.lengths, search.found, search.readers.rectified(answers), search.largest)

@@ -24,6 +24,7 @@ from autoprune import gram, patches, sums
 from autoprune.errors import UserError
 from autoprune.forward import Example, batch_size, call, evaluating, to
 from autoprune.patches import WeightLayer
+from autoprune.rectifiers import Active
 from autoprune.statistics import Batches, Statistics, StatisticsNotice
 from autoprune.sums import Operator, Operators, Sum
 
@@ -55,11 +56,13 @@ class Target:
 
     ``values`` has one tensor (images x positions, outputs) per chunk of images, image by image, and ``places`` the
     positions of each chunk. They are outputs of ``norm``, the batch norm that alone reads the layer, where there is
-    one, and of the layer otherwise. Where ``sum`` is known the values are the sum's instead.
+    one, and of the layer otherwise. Where ``sum`` is known the values are the sum's instead. Where ``active`` is known,
+    what reads the values is flat outside it.
     """
 
     norm: str | None
     sum: Sum | None
+    active: Active | None
     values: list[Tensor] = field(default_factory=list)
     places: list[Tensor] = field(default_factory=list)
 
@@ -132,8 +135,11 @@ def record(model: nn.Module, statistics: Statistics, batches: Batches, sampling:
     rows = sampling.memory // max(1, 4 * sum(len(layer.weight) for layer in once.values()))
     bound = min(sampling.images, rows, sampling.activations * samples // (2 * course.largest))
     example, images = joined(batches, max(2, bound))
+    plain = {path for path in once if path not in norms or norms[path] in exact}  # what is read is what is recorded
     found = {
-        path: Target(norms.get(path), course.sums.get(path) if path not in norms or norms[path] in exact else None)
+        path: Target(norms.get(path), course.sums.get(path), course.rectified.get(path))
+        if path in plain
+        else Target(norms.get(path), None, None)
         for path in once
     }
     recorder = _Recorder(model, once, found, max(1, min(sampling.rows, rows) // images), statistics.seed)

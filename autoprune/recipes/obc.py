@@ -85,7 +85,9 @@ def obc(
 
     if sequential:
         settle = {name: partial(solved, name) for name in names}
-        walk(sparse, unpruned(model, data.calibration, seed), ridge, Sampling(images, positions * images), settle)
+        walk(
+            sparse, unpruned(model, data.calibration, seed), ridge, Sampling(images, positions * images), settle=settle
+        )
     else:
         for name, found in surgeon.collect(model, names, data.calibration, positions, seed):
             dense = model.get_parameter(name).detach().cpu().double()
