@@ -55,19 +55,36 @@ def rows(layer: WeightLayer, x: Tensor, chosen: Tensor) -> Tensor:
     """
     if isinstance(layer, nn.Linear):
         return x.reshape(len(x), -1, x.shape[-1])[:, chosen.to(x.device)].reshape(1, -1, x.shape[-1])
+    patches = _seen(layer, x, chosen, 0.0)
+    grouped = patches.reshape(len(x), len(chosen), -1, layer.groups, x.shape[1] // layer.groups)
+    return grouped.permute(3, 0, 1, 4, 2).reshape(layer.groups, len(x) * len(chosen), -1)
+
+
+def taps(layer: WeightLayer, size: tuple[int, ...], chosen: Tensor) -> Tensor:
+    """The positions of its input, ``size`` along each axis, that the layer reads at the ``chosen`` of its output.
+
+    Shape (chosen, taps); -1 where it reads zeros that it has padded.
+    """
+    if isinstance(layer, nn.Linear):
+        return chosen[:, None]
+    positions = torch.arange(float(math.prod(size)), dtype=torch.double).reshape(1, 1, *size)
+    return _seen(layer, positions, chosen, -1.0).reshape(len(chosen), -1).long()
+
+
+def _seen(layer: _ConvNd, x: Tensor, chosen: Tensor, padding: float) -> Tensor:
+    """What a convolution's taps see at the ``chosen`` positions: (samples, chosen, *kernel, channels)."""
     dims = len(layer.kernel_size)
     places = torch.unravel_index(chosen, output_size(layer, x))
     before, after = _padding(layer)
     if any(before) or any(after):
         ends = [entries for axis in reversed(range(dims)) for entries in (before[axis], after[axis])]
-        x = functional.pad(x, ends, mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode)
+        zeros = layer.padding_mode == "zeros"
+        x = functional.pad(x, ends, value=padding) if zeros else functional.pad(x, ends, mode=layer.padding_mode)
     index: list[Any] = [slice(None)]
     for axis, place in enumerate(places):
         taps = place[:, None] * layer.stride[axis] + torch.arange(layer.kernel_size[axis]) * layer.dilation[axis]
         index.append(taps.reshape(len(chosen), *[-1 if other == axis else 1 for other in range(dims)]).to(x.device))
-    patches = x.movedim(1, -1)[tuple(index)]  # (samples, chosen, *kernel, channels): several times faster in this order
-    grouped = patches.reshape(len(x), len(chosen), -1, layer.groups, x.shape[1] // layer.groups)
-    return grouped.permute(3, 0, 1, 4, 2).reshape(layer.groups, len(x) * len(chosen), -1)
+    return x.movedim(1, -1)[tuple(index)]  # several times faster in this order
 
 
 def answers(layer: WeightLayer, output: Tensor, chosen: Tensor) -> Tensor:

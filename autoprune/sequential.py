@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +25,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from autoprune import patches
 from autoprune.errors import UserError
 from autoprune.forward import call, evaluating, to
+from autoprune.pairs import Layer, Pair, Part
 from autoprune.patches import WeightLayer
 from autoprune.recover import Context
-from autoprune.rectifiers import Active
+from autoprune.rectifiers import Clip
+from autoprune.ridge import Moments, Rows, System, precise
 from autoprune.slicing import named_tensors, selections
 from autoprune.statistics import StatisticsNotice
 from autoprune.sums import Operator, Operators, Sum
@@ -48,6 +49,7 @@ def sequential(
     ridge: float = RIDGE,
     images: int = IMAGES,
     rounds: int = ROUNDS,
+    sweeps: int = 0,
     sampling: Sampling | None = None,
 ) -> None:
     """Repair every layer behind the first cut, in forward order, in one pass over the calibration images.
@@ -62,6 +64,9 @@ def sequential(
     max(y, 0)^2 where t <= 0. That is convex, and each of ``rounds`` further solutions, toward min(y, 0) there, lowers
     it (by majorisation: the matrix stays the same, so it is factored once). With none, plain least squares is left.
 
+    With ``sweeps``, two layers that have nothing but a rectifier between them are solved in turn, as often, for what
+    the second should give (:mod:`autoprune.pairs`). That takes several times as long, and is better.
+
     At most ``images`` pass, as one batch, and 16 rows of each are solved from, unless a ``sampling`` says otherwise.
     Memory is bounded by the sampling, and by one matrix of ``Statistics.gram_limit``.
     What the dense network gives is recorded once and kept in ``context.remembered``. On a share of the images (a look
@@ -72,9 +77,10 @@ def sequential(
             f"recovery sequential repairs networks that lost channels; it does not know {context.space.granularity!r} "
             "granularity: use recalibrate_bn"
         )
-    if rounds < 0:
-        raise UserError(f"rounds = {rounds}: 0 (plain least squares) or more are needed")
-    walk(candidate, context, ridge, sampling or Sampling(images, ROWS * images), rounds)
+    for name, count in (("rounds", rounds), ("sweeps", sweeps)):
+        if count < 0:
+            raise UserError(f"{name} = {count}: 0 (none) or more are needed")
+    walk(candidate, context, ridge, sampling or Sampling(images, ROWS * images), rounds, sweeps)
 
 
 def walk(
@@ -83,6 +89,7 @@ def walk(
     ridge: float,
     sampling: Sampling,
     rounds: int = 0,
+    sweeps: int = 0,
     settle: Settle | None = None,
 ) -> None:
     """Walk through the candidate once and repair its layers, as :func:`sequential` says.
@@ -95,7 +102,7 @@ def walk(
         raise UserError(f"ridge = {ridge}: a positive number is needed")
     targets = _targets(context, sampling)
     example, images = joined(context.batches, max(2, math.ceil(context.share * targets.images)))
-    state = _Walk(candidate, context, targets, ridge, images, rounds, settle or {})
+    state = _Walk(candidate, context, targets, sampling, ridge, images, rounds, sweeps, settle or {})
     with torch.no_grad(), evaluating(candidate), ExitStack() as hooks:
         for path in targets.layers:
             layer = candidate.get_submodule(path.rpartition(".")[0])
@@ -120,13 +127,6 @@ def _targets(context: Context, sampling: Sampling) -> Targets:
 Settle = Mapping[str, Callable[[Tensor, Tensor], Tensor]]
 
 
-class _Rows(NamedTuple):
-    """Rows (convolution groups, n, d) that a layer multiplies, and what it should give, (convolution groups, n, o)."""
-
-    x: Tensor
-    target: Tensor
-
-
 class _Walk:
     """The state of one pass through a candidate."""
 
@@ -135,12 +135,16 @@ class _Walk:
         candidate: nn.Module,
         context: Context,
         targets: Targets,
+        sampling: Sampling,
         ridge: float,
         images: int,
         rounds: int,
+        sweeps: int,
         settle: Settle,
     ) -> None:
+        self.memory = sampling.memory
         self.rounds = rounds
+        self.sweeps = sweeps
         self.settle = settle
         self.candidate = candidate
         self.targets = targets.layers
@@ -152,6 +156,9 @@ class _Walk:
         self._chosen = selections(context.space, context.kept, shapes)
         self._waiting = Counter(t.sum.shortcut for t in targets.layers.values() if t.sum is not None)
         self._held: dict[int, Operator] = {}  # what makes shortcuts, until nobody waits for them any more
+        befores = {target.before for target in targets.layers.values() if target.before in targets.layers}
+        self._firsts = befores if sweeps else set()
+        self._read: dict[str, Tensor] = {}  # what first layers of pairs read, until the second runs
         self._scarce: list[tuple[str, int, int]] = []
         self._lost: list[str] = []
 
@@ -179,46 +186,101 @@ class _Walk:
                 norm.running_mean.copy_(mean)
                 norm.running_var.copy_(variance)
 
-    def solve(self, path: str, layer: WeightLayer, inputs: tuple[Tensor, ...]) -> None:
-        """Give the layer new weights, right before it runs."""
+    def solve(self, path: str, layer: WeightLayer, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        """Give the layer new weights, right before it runs, and perhaps something else to read."""
         with self.operators.silent():
             target = self.targets[path]
+            if path in self._firsts:
+                self._read[path] = inputs[0]
+            read = self._read.pop(target.before, None) if target.before else None
             shortcut = None
             if target.sum is not None:
                 shortcut = self._shortcut(target.sum, len(inputs[0]))
                 if shortcut is None:
                     self._lost.append(path)
-                    return
-            factor, constant = self._affine(path, layer)
-            groups = int(getattr(layer, "groups", 1))
-            weight = (
-                (layer.weight.double() * _along(factor, layer.weight)).reshape(groups, -1, layer.weight[0].numel()).mT
+                    return None
+            if not self._solve(path, layer, inputs[0], shortcut) or read is None:
+                return None
+            hidden = self._pair(path, layer, read, shortcut)
+            self._solve(path, layer, hidden, shortcut)
+            return hidden, *inputs[1:]
+
+    def _solve(self, path: str, layer: WeightLayer, x: Tensor, shortcut: Tensor | None) -> bool:
+        """Give the layer new weights for what it reads; false if those that it has are exact."""
+        target = self.targets[path]
+        weight, constant = self._known(path, layer)
+        moments = None
+        every = partial(self._rows, path, layer, x, shortcut)
+        for rows in every():
+            if moments is None:
+                if path not in self.settle and _exact(rows, weight, constant):
+                    return False
+                moments = Moments(rows, centred=self._centred(path, layer))
+            else:
+                moments.add(rows)
+        assert moments is not None
+        if not torch.isfinite(moments.cross).all() or not torch.isfinite(moments.square).all():
+            raise UserError(
+                f"{path}: what the candidate feeds this layer is not finite; look for broken weights before it"
             )
-            offset = constant if layer.bias is None else constant + factor * layer.bias.double()
-            moments = None
-            every = partial(self._rows, path, layer, inputs[0], shortcut)
-            for rows in every():
-                if moments is None:
-                    if path not in self.settle and _exact(rows, weight, offset.reshape(groups, 1, -1)):
-                        return
-                    moments = _Moments(rows, centred=layer.bias is not None or target.norm is not None)
-                else:
-                    moments.add(rows)
-            assert moments is not None
-            if not torch.isfinite(moments.cross).all() or not torch.isfinite(moments.square).all():
-                raise UserError(
-                    f"{path}: what the candidate feeds this layer is not finite; look for broken weights before it"
-                )
-            system = _System(moments.square, weight, self._damping(path, moments))
-            solved = system.solution(moments)
-            if target.active is not None:
-                for _ in range(self.rounds):
-                    moments.aim(_aimed(every(), solved, moments.constant(solved), target.active))
-                    solved = system.solution(moments)
-            if path in self.settle:
-                settled = self.settle[path](solved.mT.reshape(layer.weight.shape), system.square)
-                solved = settled.reshape(groups, -1, layer.weight[0].numel()).mT
-            self._store(path, layer, moments, solved)
+        system = System(moments.square, weight, self._damping(path, moments))
+        solved = system.solution(moments)
+        if target.clip is not None:
+            for _ in range(self.rounds):
+                moments.aim(_aimed(every(), solved, moments.constant(solved), target.clip))
+                solved = system.solution(moments)
+        if path in self.settle:
+            settled = self.settle[path](solved.mT.reshape(layer.weight.shape), system.square)
+            solved = settled.reshape(weight.mT.shape).mT
+        self._store(path, layer, moments, solved)
+        return True
+
+    def _pair(self, path: str, second: WeightLayer, read: Tensor, shortcut: Tensor | None) -> Tensor:
+        """Solve a pair in turn. The first layer keeps what comes of it; given back is what the second reads then."""
+        before = self.targets[path].before
+        assert before is not None
+        first, clip = self.candidate.get_submodule(before.rpartition(".")[0]), self.targets[before].clip
+        assert patches.has_rows(first) and clip is not None
+        pair = Pair(
+            list(self._parts(path, first, second, read, shortcut)),
+            clip,
+            self.targets[path].clip,
+            (self._centred(before, first), self._centred(path, second)),
+            len(first.weight) // int(getattr(first, "groups", 1)),
+        )
+        ridge = self.ridge * max(1.0, ENOUGH * second.weight[0].numel() / pair.rows)
+        solved, _ = pair.solve(self._known(before, first), self._known(path, second), ridge, self.sweeps)
+        weight, constant = (part.double() for part in solved)
+        pair.first.target = pair.first.mean @ weight + constant
+        self._store(before, first, pair.first, weight)
+        norm = self.targets[before].norm
+        made = first.forward(read)  # not called, for hooks would solve it again
+        return clip(made if norm is None else self.candidate.get_submodule(norm).forward(made))
+
+    def _parts(
+        self, path: str, first: WeightLayer, second: WeightLayer, read: Tensor, shortcut: Tensor | None
+    ) -> Iterator[Part]:
+        """What a pair is solved from, as far as there is memory for it, but one chunk at least."""
+        size, taken = patches.output_size(first, read), 0
+        for images, places, wanted in self._wanted(path, second, read, shortcut):
+            taps = patches.taps(second, size, places)
+            rows = precise(Rows(patches.rows(first, read[images], taps.clamp(min=0).flatten()), wanted))
+            taken += rows.x.numel() * rows.x.element_size()
+            if taken > self.memory and images.start:
+                return
+            yield Part(rows.x, (taps >= 0).to(rows.x), rows.target)
+
+    def _known(self, path: str, layer: WeightLayer) -> Layer:
+        """The layer as it is, its batch norm included, in double precision."""
+        factor, constant = self._affine(path, layer)
+        groups = int(getattr(layer, "groups", 1))
+        weight = (layer.weight.double() * _along(factor, layer.weight)).reshape(groups, -1, layer.weight[0].numel()).mT
+        offset = constant if layer.bias is None else constant + factor * layer.bias.double()
+        return Layer(weight, offset.reshape(groups, 1, -1))
+
+    def _centred(self, path: str, layer: WeightLayer) -> bool:
+        """Whether something takes up a constant."""
+        return layer.bias is not None or self.targets[path].norm is not None
 
     def _affine(self, path: str, layer: WeightLayer) -> tuple[Tensor, Tensor]:
         """What the candidate's batch norm does to the layer's output; nothing, if there is none."""
@@ -228,32 +290,38 @@ class _Walk:
             return one, torch.zeros_like(one)
         return affine(self.candidate.get_submodule(norm))
 
-    def _rows(self, path: str, layer: WeightLayer, x: Tensor, shortcut: Tensor | None) -> Iterator[_Rows]:
+    def _rows(self, path: str, layer: WeightLayer, x: Tensor, shortcut: Tensor | None) -> Iterator[Rows]:
         """What goes in and what should come out, chunk by chunk."""
+        for images, places, wanted in self._wanted(path, layer, x, shortcut):
+            yield Rows(patches.rows(layer, x[images], places), wanted)
+
+    def _wanted(
+        self, path: str, layer: WeightLayer, x: Tensor, shortcut: Tensor | None
+    ) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Chunks of ``x``, the positions where the layer's output is looked at, and what should come out there."""
         target = self.targets[path]
         kept = self._chosen.get(path, {}).get(0)
         groups = int(getattr(layer, "groups", 1))
         # where the first axis counts more than images (windows, say), an image's entries follow each other
         each = len(x) // self.images
         for number, (values, places) in enumerate(zip(target.values, target.places, strict=True)):
-            part = slice(number * CHUNK * each, (number + 1) * CHUNK * each)
-            if not len(x[part]):
+            images = slice(number * CHUNK * each, (number + 1) * CHUNK * each)
+            if not len(x[images]):
                 return
-            rows = patches.rows(layer, x[part], places)
-            wanted = values[: rows.shape[1]].to(rows.device)
-            wanted = wanted if kept is None else wanted[:, kept.to(rows.device)]
+            wanted = values[: len(x[images]) * len(places)].to(x.device)
+            wanted = wanted if kept is None else wanted[:, kept.to(x.device)]
             if shortcut is not None:
-                wanted = wanted - flat(patches.answers(layer, shortcut[part], places))
-            yield _Rows(rows, wanted.unflatten(1, (groups, -1)).permute(1, 0, 2))
+                wanted = wanted - flat(patches.answers(layer, shortcut[images], places))
+            yield images, places, wanted.unflatten(1, (groups, -1)).permute(1, 0, 2)
 
-    def _damping(self, path: str, moments: _Moments) -> float:
+    def _damping(self, path: str, moments: Moments) -> float:
         """The ridge, raised where there are few rows."""
         columns = moments.square.shape[-1]
         if moments.count <= columns:
             self._scarce.append((path, moments.count, columns))
         return self.ridge * max(1.0, ENOUGH * columns / moments.count)
 
-    def _store(self, path: str, layer: WeightLayer, moments: _Moments, solved: Tensor) -> None:
+    def _store(self, path: str, layer: WeightLayer, moments: Moments, solved: Tensor) -> None:
         """Put the solution into the layer and whatever takes up its constant and scale."""
         constant = moments.constant(solved).reshape(-1)
         norm = self.targets[path].norm
@@ -297,79 +365,13 @@ class _Walk:
             )
 
 
-class _Moments:
-    """Moments of rows and targets that arrive in chunks, in double precision (Chan, Golub and LeVeque 1979).
-
-    ``square`` (convolution groups, d, d) and ``cross`` (convolution groups, d, o) are sums over ``count`` rows, about
-    the means if ``centred``; otherwise the means are zero.
-    """
-
-    def __init__(self, rows: _Rows, *, centred: bool) -> None:
-        self.centred = centred
-        self.count, self.mean, self.target, self.square, self.cross = self._of(rows)
-
-    def add(self, rows: _Rows) -> None:
-        count, mean, target, square, cross = self._of(rows)
-        total = self.count + count
-        step, rise = mean - self.mean, target - self.target
-        weight = self.count * count / total
-        self.square.add_(square).baddbmm_(step.mT, step, alpha=weight)
-        self.cross.add_(cross).baddbmm_(step.mT, rise, alpha=weight)
-        self.mean = self.mean + step * (count / total)
-        self.target = self.target + rise * (count / total)
-        self.count = total
-
-    def aim(self, rows: Iterator[_Rows]) -> None:
-        """The same rows with other targets."""
-        cross, level = torch.zeros_like(self.cross), torch.zeros_like(self.target)
-        for x, target in map(_precise, rows):
-            target = target - self.target.to(target.dtype)
-            cross += ((x - self.mean.to(x.dtype)).mT @ target).double()
-            level += target.double().sum(1, keepdim=True)
-        self.cross = cross
-        if self.centred:
-            self.target = self.target + level / self.count
-
-    def constant(self, solved: Tensor) -> Tensor:
-        """What is added to the rows' product with a solution: (convolution groups, 1, o)."""
-        return self.target - self.mean @ solved
-
-    def _of(self, rows: _Rows) -> tuple[int, Tensor, Tensor, Tensor, Tensor]:
-        x, target = _precise(rows)
-        mean, level = (x.mean(1, keepdim=True), target.mean(1, keepdim=True))
-        if not self.centred:
-            mean, level = torch.zeros_like(mean), torch.zeros_like(level)
-        x, target = x - mean, target - level
-        return x.shape[1], mean.double(), level.double(), (x.mT @ x).double(), (x.mT @ target).double()
-
-
-class _System:
-    """Ridge regression whose solutions (convolution groups, d, o) are drawn toward ``weight``, factored once."""
-
-    def __init__(self, square: Tensor, weight: Tensor, ridge: float) -> None:
-        self.weight = weight
-        self.square = square.clone()
-        amount = ridge * square.diagonal(dim1=1, dim2=2).mean(1, keepdim=True) + 1e-12
-        self.square.diagonal(dim1=1, dim2=2).add_(amount)
-        self._root = torch.linalg.cholesky(self.square)
-        self._known = square @ weight
-
-    def solution(self, moments: _Moments) -> Tensor:
-        return self.weight + torch.cholesky_solve(moments.cross - self._known, self._root)
-
-
-def _precise(rows: _Rows) -> _Rows:
-    """In single precision at least."""
-    return _Rows(*(part.to(torch.promote_types(part.dtype, torch.float32)) for part in rows))
-
-
-def _aimed(rows: Iterator[_Rows], solved: Tensor, constant: Tensor, active: Active) -> Iterator[_Rows]:
+def _aimed(rows: Iterator[Rows], solved: Tensor, constant: Tensor, clip: Clip) -> Iterator[Rows]:
     """The rows, with the targets that answers of this solution should have."""
-    for x, target in map(_precise, rows):
-        yield _Rows(x, active.aim(x @ solved.to(x.dtype) + constant.to(x.dtype), target))
+    for x, target in map(precise, rows):
+        yield Rows(x, clip.aim(x @ solved.to(x.dtype) + constant.to(x.dtype), target))
 
 
-def _exact(rows: _Rows, weight: Tensor, offset: Tensor) -> bool:
+def _exact(rows: Rows, weight: Tensor, offset: Tensor) -> bool:
     """Whether the weights give the target as they are."""
     gap = rows.x.double() @ weight + offset - rows.target
     return bool(gap.square().mean() <= EXACT**2 * rows.target.double().square().mean())

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from autoprune.forward import Example, call, evaluating, outputs
-from autoprune.rectifiers import Active, Readers, active
+from autoprune.rectifiers import Clip, Readers, clip
 
 ADDITIONS = ("aten.add.Tensor", "aten.add_.Tensor")
 
@@ -100,14 +100,16 @@ class Course:
     """One forward pass, by the key of each watched layer.
 
     ``runs`` is how often it ran, ``lengths`` how long the first axis of its input was, ``sums`` what it completes,
-    ``rectified`` where those are not flat that read its output. ``largest`` is the most bytes that the tensors of one
-    operator take together.
+    ``clips`` what rectifiers do to its output if they alone read it; ``pairs`` names the layer before a layer that
+    alone reads what one rectifier makes of it. ``largest`` is the most bytes that the tensors of one operator take
+    together.
     """
 
     runs: Mapping[str, int]
     lengths: Mapping[str, int]
     sums: Mapping[str, Sum]
-    rectified: Mapping[str, Active]
+    clips: Mapping[str, Clip]
+    pairs: Mapping[str, str]
     largest: int
 
 
@@ -125,12 +127,20 @@ class _Search:
         self.ends: dict[int, tuple[str, int]] = {}  # tensor: the layer whose output it is, the operator after it
         self.found: dict[str, Sum] = {}
         self.readers = Readers()
+        self.read: dict[str, int] = {}  # the memory that a layer reads
+        self.running: str | None = None  # the layer whose operators these are
         self.largest = 0
 
     def start(self, path: str, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
         self.started[path] = self.operators.number
+        self.running = path
+        if inputs and isinstance(inputs[0], Tensor):
+            self.read[path] = _address(inputs[0])
         self.runs[path] += 1
         self.lengths[path] = len(inputs[0]) if inputs and inputs[0].dim() else 0
+
+    def leave(self, layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        self.running = None
 
     def end(self, path: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if isinstance(output, Tensor):
@@ -148,10 +158,11 @@ class _Search:
                 if terms:
                     _, path, maker = max(terms)
                     self.found.setdefault(path, Sum(*maker, operator.number))
-        by, written = active(operator.name, operator.arguments), {_address(tensor) for tensor in operator.written}
+        by, made = clip(operator.name, operator.arguments), _address(operator.outputs[0]) if operator.outputs else 0
         for address in {_address(tensor) for tensor in operator.inputs}:
-            self.readers.read(address, by, address in written)
-        self.changed.update(dict.fromkeys(written, operator.number))
+            self.readers.read(address, by, made, self.running)
+        for tensor in operator.written:
+            self.changed[_address(tensor)] = operator.number
         for place, tensor in enumerate(operator.outputs):
             self.alive.append(tensor)
             self.makers[id(tensor)] = operator.number, place, operator.name
@@ -167,6 +178,15 @@ class _Search:
             if untouched and maker[0] < self.started[path]:
                 yield self.started[path], path, maker
 
+    def pairs(self, answers: set[int]) -> Mapping[str, str]:
+        """The first layer by the second, where what the first reads is not changed afterwards."""
+        pairs = self.readers.pairs(answers)
+        return {
+            second: first
+            for second, first in pairs.items()
+            if first in self.read and self.changed.get(self.read[first], -1) < self.started[first]
+        }
+
 
 def _address(tensor: Tensor) -> int:
     """Where its memory lies, the same for all views of it."""
@@ -174,7 +194,7 @@ def _address(tensor: Tensor) -> int:
 
 
 def follow(model: nn.Module, layers: Mapping[str, tuple[nn.Module, nn.Module]], example: Example) -> Course:
-    """One pass that finds the sums which a layer completes, and the layers that rectifiers alone read.
+    """One pass that finds the sums which a layer completes, and the rectifiers that read layers.
 
     All else in such a sum is known before the layer runs; of two layers in one sum the one that runs last completes it.
     ``layers`` gives, by any key, a layer and the module whose output counts as the layer's (itself, or the batch norm
@@ -184,7 +204,9 @@ def follow(model: nn.Module, layers: Mapping[str, tuple[nn.Module, nn.Module]], 
     with torch.no_grad(), evaluating(model), ExitStack() as hooks:
         for path, (layer, last) in layers.items():
             hooks.enter_context(layer.register_forward_pre_hook(partial(search.start, path)))
+            hooks.enter_context(layer.register_forward_hook(search.leave))
             hooks.enter_context(last.register_forward_hook(partial(search.end, path)))
         hooks.enter_context(search.operators)
         answers = {_address(tensor) for tensor in outputs(call(model, example))}
-    return Course(search.runs, search.lengths, search.found, search.readers.rectified(answers), search.largest)
+    clips = search.readers.clipped(answers)
+    return Course(search.runs, search.lengths, search.found, clips, search.pairs(answers), search.largest)

@@ -24,7 +24,7 @@ from autoprune import gram, patches, sums
 from autoprune.errors import UserError
 from autoprune.forward import Example, batch_size, call, evaluating, to
 from autoprune.patches import WeightLayer
-from autoprune.rectifiers import Active
+from autoprune.rectifiers import Clip
 from autoprune.statistics import Batches, Statistics, StatisticsNotice
 from autoprune.sums import Operator, Operators, Sum
 
@@ -56,13 +56,15 @@ class Target:
 
     ``values`` has one tensor (images x positions, outputs) per chunk of images, image by image, and ``places`` the
     positions of each chunk. They are outputs of ``norm``, the batch norm that alone reads the layer, where there is
-    one, and of the layer otherwise. Where ``sum`` is known the values are the sum's instead. Where ``active`` is known,
-    what reads the values is flat outside it.
+    one, and of the layer otherwise. Where ``sum`` is known the values are the sum's instead. Where ``clip`` is known,
+    rectifiers alone read the values. ``before`` is the layer whose rectified output this layer alone reads, if there is
+    nothing else between them.
     """
 
     norm: str | None
     sum: Sum | None
-    active: Active | None
+    clip: Clip | None
+    before: str | None
     values: list[Tensor] = field(default_factory=list)
     places: list[Tensor] = field(default_factory=list)
 
@@ -136,10 +138,13 @@ def record(model: nn.Module, statistics: Statistics, batches: Batches, sampling:
     bound = min(sampling.images, rows, sampling.activations * samples // (2 * course.largest))
     example, images = joined(batches, max(2, bound))
     plain = {path for path in once if path not in norms or norms[path] in exact}  # what is read is what is recorded
+    before = {
+        second: first for second, first in course.pairs.items() if first in plain and _alike(layers, first, second)
+    }
     found = {
-        path: Target(norms.get(path), course.sums.get(path), course.rectified.get(path))
+        path: Target(norms.get(path), course.sums.get(path), course.clips.get(path), before.get(path))
         if path in plain
-        else Target(norms.get(path), None, None)
+        else Target(norms.get(path), None, None, before.get(path))
         for path in once
     }
     recorder = _Recorder(model, once, found, max(1, min(sampling.rows, rows) // images), statistics.seed)
@@ -153,6 +158,11 @@ def record(model: nn.Module, statistics: Statistics, batches: Batches, sampling:
     known = {path: target for path, target in found.items() if path not in recorder.strange and target.values}
     _tell(statistics, known)
     return Targets(model, images, known)
+
+
+def _alike(layers: Mapping[str, WeightLayer], *paths: str) -> bool:
+    """Whether the positions of one layer's output are those of another's input."""
+    return len({len(getattr(layers[path], "kernel_size", ())) for path in paths}) == 1
 
 
 def _candidates(model: nn.Module, gram_limit: int) -> dict[str, WeightLayer]:

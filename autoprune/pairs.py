@@ -1,0 +1,205 @@
+"""Pairs: two layers with a rectifier between them, solved in turn for what the second gives.
+
+A first layer that is solved alone gives what its channels gave in the dense network, though the others are gone. Here
+it may give anything that serves the second. With the second layer held, and every hidden value on its side of the
+rectifier's bounds, what comes out is linear in the first's weights: least squares, with too many unknowns to factor
+the system, so it is solved by conjugate gradients (Hestenes and Stiefel 1952), damped. Then the second layer is solved
+again for what is hidden now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from autoprune.rectifiers import Clip
+from autoprune.ridge import Moments, Rows, System
+
+DAMPING = 1.0  # as if each output row asked so much for the first layer to stay, in units of what it reads
+ITERATIONS = 4
+FLOOR = 1e-3  # of the mean variance of what the first layer reads; of the largest channel's weight in the second
+STEPS = (1.0, 0.5, 0.25)  # tried one after the other, for values do cross bounds
+
+
+class Layer(NamedTuple):
+    """``weight`` (convolution groups, d, o) and ``constant`` (convolution groups, 1, o), batch norm included."""
+
+    weight: Tensor
+    constant: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One chunk of images, at the places where the second layer is looked at.
+
+    ``x`` (first's groups, images x places x taps, d) is what the first layer multiplies to make the hidden values that
+    the second reads through its taps, ``inside`` (places, taps) is false where it reads padding instead, and ``target``
+    (second's groups, images x places, o) is what it should give.
+    """
+
+    x: Tensor
+    inside: Tensor
+    target: Tensor
+
+    def read(self, hidden: Tensor) -> Tensor:
+        """The second's rows, of hidden values (images x places x taps, channels)."""
+        places, taps = self.inside.shape
+        values = hidden.reshape(-1, places, taps, hidden.shape[1]) * self.inside[:, :, None]
+        groups, rows, _ = self.target.shape
+        return values.transpose(2, 3).reshape(rows, groups, -1).transpose(0, 1)
+
+    def written(self, rows: Tensor) -> Tensor:
+        """The adjoint of :meth:`read`."""
+        places, taps = self.inside.shape
+        values = rows.transpose(0, 1).reshape(-1, places, rows.shape[0] * rows.shape[2] // taps, taps)
+        return (values.transpose(2, 3) * self.inside[:, :, None]).reshape(-1, values.shape[2])
+
+
+class Pair:
+    """Two layers, by what the first reads and what the second should give.
+
+    ``clip`` is the rectifier between them, ``behind`` the one that alone reads the second, if there is one. A layer
+    that is not ``centred`` has no constant.
+    """
+
+    def __init__(
+        self, parts: Sequence[Part], clip: Clip, behind: Clip | None, centred: tuple[bool, bool], outputs: int
+    ) -> None:
+        self.parts = parts
+        self.clip = clip
+        self.behind = behind
+        self.centred = centred
+        self.rows = sum(part.target.shape[1] for part in parts)
+        self.first: Moments = self._moments(
+            (Rows(part.x, part.x.new_zeros(*part.x.shape[:2], outputs)) for part in parts), centred[0]
+        )
+        square = self.first.square / self.first.count
+        square.diagonal(dim1=1, dim2=2).add_(FLOOR * square.diagonal(dim1=1, dim2=2).mean(1, keepdim=True) + 1e-12)
+        self._root = torch.linalg.cholesky(square).to(parts[0].x.dtype)
+        self._mean = self.first.mean.to(parts[0].x.dtype)
+
+    def solve(self, first: Layer, second: Layer, ridge: float, sweeps: int) -> tuple[Layer, Layer]:
+        """Both layers after ``sweeps`` turns, as long as the error falls; ``ridge`` is that of the second's system."""
+        first, second = (Layer(*(part.to(self._mean.dtype) for part in layer)) for layer in (first, second))
+        for _ in range(sweeps):
+            moved = self._moved(first, second)
+            if moved is None:
+                break
+            first, second = moved, self._again(self.hidden(moved), second, ridge)
+        return first, second
+
+    def _moved(self, first: Layer, second: Layer) -> Layer | None:
+        """The first layer after a change as long as it helps, if one does."""
+        hidden = self.hidden(first)
+        change, reached = self.change(hidden, second), self.error(hidden, second)
+        for size in STEPS:
+            moved = Layer(first.weight + size * change.weight, first.constant + size * change.constant)
+            if self.error(self.hidden(moved), second) < reached:
+                return moved
+        return None
+
+    def hidden(self, first: Layer) -> list[Tensor]:
+        """What the first layer gives, before the rectifier, part by part (images x places x taps, channels)."""
+        return [_together(part.x @ first.weight + first.constant) for part in self.parts]
+
+    def error(self, hidden: Sequence[Tensor], second: Layer) -> float:
+        """The squared error that is left."""
+        return sum(float(gap.square().sum()) for gap in self._gaps(hidden, second))
+
+    def change(self, hidden: Sequence[Tensor], second: Layer) -> Layer:
+        """The change of the first layer that would leave the least error if no value crossed a bound, damped.
+
+        Unknowns are scaled: what the first layer reads is decorrelated, and each channel weighs what the second layer
+        makes of it.
+        """
+        slopes = [self.clip.slope(values) for values in hidden]
+        groups, channels = len(self._mean), hidden[0].shape[1]
+        weight = second.weight.reshape(len(second.weight), channels // len(second.weight), -1)
+        scale = weight.flatten(0, 1).norm(dim=1)
+        scale = scale.clamp(min=FLOOR * float(scale.max()) or 1.0).reshape(groups, 1, -1)
+
+        def unscaled(z: Tensor) -> Layer:
+            change = torch.linalg.solve_triangular(self._root.mT, z[:, :-1] / scale, upper=True)
+            constant = z[:, -1:] / scale if self.centred[0] else 0 * z[:, -1:]
+            return Layer(change, constant - self._mean @ change)
+
+        def forward(z: Tensor) -> list[Tensor]:
+            moves = self.hidden(unscaled(z))
+            return [
+                part.read(move * slope) @ second.weight
+                for part, move, slope in zip(self.parts, moves, slopes, strict=True)
+            ]
+
+        def adjoint(gaps: Sequence[Tensor]) -> Tensor:
+            weight, constant = torch.zeros_like(self._mean.mT), torch.zeros_like(self._mean[..., :1])
+            for part, gap, slope in zip(self.parts, gaps, slopes, strict=True):
+                felt = (part.written(gap @ second.weight.mT) * slope).unflatten(1, (groups, -1)).transpose(0, 1)
+                constant = constant + felt.sum(1, keepdim=True)
+                weight = weight + part.x.mT @ felt
+            weight = torch.linalg.solve_triangular(self._root, weight - self._mean.mT @ constant, upper=False)
+            scaled: Tensor = torch.cat([weight, constant * self.centred[0]], 1) / scale
+            return scaled
+
+        return unscaled(_least_squares(forward, adjoint, self._gaps(hidden, second), DAMPING * self.rows))
+
+    def _gaps(self, hidden: Sequence[Tensor], second: Layer) -> list[Tensor]:
+        """What the second layer's answers lack, part by part."""
+        gaps = []
+        for part, values in zip(self.parts, hidden, strict=True):
+            answers = part.read(self.clip(values)) @ second.weight + second.constant
+            gaps.append((part.target if self.behind is None else self.behind.aim(answers, part.target)) - answers)
+        return gaps
+
+    def _again(self, hidden: Sequence[Tensor], second: Layer, ridge: float) -> Layer:
+        """The second layer, for what is hidden now and what its answers should be."""
+
+        def rows() -> Iterator[Rows]:
+            for part, values in zip(self.parts, hidden, strict=True):
+                x = part.read(self.clip(values))
+                answers = x @ second.weight + second.constant
+                yield Rows(x, part.target if self.behind is None else self.behind.aim(answers, part.target))
+
+        moments = self._moments(rows(), self.centred[1])
+        solved = System(moments.square, second.weight.double(), ridge).solution(moments)
+        return Layer(solved.to(second.weight.dtype), moments.constant(solved).to(second.weight.dtype))
+
+    def _moments(self, rows: Iterator[Rows], centred: bool) -> Moments:
+        moments = Moments(next(rows), centred=centred)
+        for more in rows:
+            moments.add(more)
+        return moments
+
+
+def _together(values: Tensor) -> Tensor:
+    """(convolution groups, n, channels / groups) as (n, channels)."""
+    return values.transpose(0, 1).flatten(1)
+
+
+def _least_squares(
+    forward: Callable[[Tensor], list[Tensor]],
+    adjoint: Callable[[Sequence[Tensor]], Tensor],
+    wanted: Sequence[Tensor],
+    damping: float,
+) -> Tensor:
+    """The z of least |forward(z) - wanted|^2 + damping |z|^2, after a few conjugate gradients."""
+    left = list(wanted)
+    direction = descent = adjoint(left)
+    z = torch.zeros_like(descent)
+    steepness = float(descent.square().sum())
+    enough = torch.finfo(descent.dtype).eps * steepness  # beyond it rounding errors grow
+    for _ in range(ITERATIONS):
+        if not steepness > enough:
+            break
+        moved = forward(direction)
+        curvature = sum(float(part.square().sum()) for part in moved) + damping * float(direction.square().sum())
+        size = steepness / curvature
+        z = z + size * direction
+        left = [gap - size * part for gap, part in zip(left, moved, strict=True)]
+        descent = adjoint(left) - damping * z
+        before, steepness = steepness, float(descent.square().sum())
+        direction = descent + steepness / before * direction
+    return z
