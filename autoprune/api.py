@@ -265,7 +265,7 @@ def search(
     is still the trial with the highest reward. Without a ``searcher`` it is "auto", or "optuna" with objectives.
 
     ``polish`` names a repair for the answer alone, more thorough than that of candidates
-    (``"sequential,images=2048"``). The polished network is a further row, and it is what is saved if its validation
+    (``"sequential,sweeps=2"``). The polished network is a further row, and it is what is saved if its validation
     loss is lower.
 
     With ``race``, such as 0.01, a candidate is stopped when a paired test on the validation batches says that it cannot

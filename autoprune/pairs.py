@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -20,7 +21,7 @@ from autoprune.rectifiers import Clip
 from autoprune.ridge import Moments, Rows, System
 
 DAMPING = 1.0  # as if each output row asked so much for the first layer to stay, in units of what it reads
-ITERATIONS = 4
+ITERATIONS = 2
 FLOOR = 1e-3  # of the mean variance of what the first layer reads; of the largest channel's weight in the second
 STEPS = (1.0, 0.5, 0.25)  # tried one after the other, for values do cross bounds
 
@@ -74,9 +75,7 @@ class Pair:
         self.behind = behind
         self.centred = centred
         self.rows = sum(part.target.shape[1] for part in parts)
-        self.first: Moments = self._moments(
-            (Rows(part.x, part.x.new_zeros(*part.x.shape[:2], outputs)) for part in parts), centred[0]
-        )
+        self.first: Moments = self._moments(map(partial(_sampled, outputs), parts), centred[0])
         square = self.first.square / self.first.count
         square.diagonal(dim1=1, dim2=2).add_(FLOOR * square.diagonal(dim1=1, dim2=2).mean(1, keepdim=True) + 1e-12)
         self._root = torch.linalg.cholesky(square).to(parts[0].x.dtype)
@@ -172,6 +171,13 @@ class Pair:
         for more in rows:
             moments.add(more)
         return moments
+
+
+def _sampled(outputs: int, part: Part) -> Rows:
+    """As many rows of the first layer as the second has, another tap each time; nothing is asked of them."""
+    taps = part.inside.shape[1]
+    x = part.x[:, :: taps + 1 if taps > 1 else 1]
+    return Rows(x, x.new_zeros(*x.shape[:2], outputs))
 
 
 def _together(values: Tensor) -> Tensor:

@@ -92,7 +92,7 @@ def search(
         int, option(REPAIR, "training images for it, neither calibration nor validation, in whole batches")
     ] = 2048,
     polish: Annotated[
-        str | None, option(REPAIR, "a more thorough repair for the answer alone, such as sequential,images=2048")
+        str | None, option(REPAIR, "a more thorough repair for the answer alone, such as sequential,sweeps=2")
     ] = None,
     finish: Annotated[
         str | None, option(REPAIR, "package.module:function that trains the answer at the end: function(model)")

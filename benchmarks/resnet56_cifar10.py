@@ -1,7 +1,7 @@
 """ResNet-56 on CIFAR-10 (JPEG) at half of its multiply-adds, without fine-tuning.
 
     AUTOPRUNE_DATA=... python benchmarks/resnet56_cifar10.py [--trials 200] [--searchers auto random] [--root FOLDER]
-        [--budget macs=50%] [--recovery sequential,images=256] [--polish sequential,images=2048]
+        [--budget macs=50%] [--recovery sequential,images=256] [--polish sequential,images=2048,sweeps=2]
 
 Prints one table: the dense network, uniform widths under the proxies people use, and what each searcher finds in
 the same number of trials. Candidates are scored on 2,048 training images; the 10,000 test images are looked at
