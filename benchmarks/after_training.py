@@ -5,8 +5,9 @@
 
 ResNets on CIFAR-10 (JPEG). Widths by equal rates, by one threshold on L1 norms or on Taylor scores over all layers, by
 FastNAS's bisection, and by the default searcher; each network is repaired in the same way
-(``sequential``, 2,048 images, two sweeps) and then trained by the same recipe on the training images. Prints test accuracy before
-and after; test images are looked at once per cell. With ``--root`` a stopped benchmark goes on where it was.
+(``sequential``, 2,048 images, two sweeps) and then trained by the same recipe on the training images. Prints test
+accuracy before and after; test images are looked at once per cell. With ``--root`` a stopped benchmark goes on where it
+was.
 """
 
 from __future__ import annotations

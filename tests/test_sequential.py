@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 import warnings
 from dataclasses import replace
@@ -16,6 +17,7 @@ from autoprune.errors import UserError
 from autoprune.evaluate import Evaluator
 from autoprune.fidelity import Fidelity
 from autoprune.recover import Context, find, least_squares, recalibrate_bn
+from autoprune.rectifiers import Clip
 from autoprune.search_spaces.traced import trace
 from autoprune.sequential import _Walk, sequential
 from autoprune.slicing import prune
@@ -210,6 +212,22 @@ def test_the_last_weights_are_those_of_a_direct_solution_from_what_the_candidate
     weight = before + torch.linalg.lstsq(design, rest).solution.T
     torch.testing.assert_close(candidate[8].weight.detach(), weight, rtol=1e-6, atol=1e-8)
     torch.testing.assert_close(candidate[8].bias.detach(), target.mean(0) - weight @ x.mean(0), rtol=1e-6, atol=1e-8)
+
+
+def test_every_round_lowers_the_error_that_a_rectifier_lets_through():
+    model, data = chain(), batches((3, 8, 8), (300, 300))
+    recalibrate_bn(model, Context(model, None, (), None, data))
+    nn.init.zeros_(model[3].bias)  # half of the values are cut off
+    context = context_of(model, data, removed=(0, 2, 5))
+    images = torch.cat([x for x, _ in context.batches])
+    errors = []
+    for rounds in (0, 1, 2, 5, 20):
+        candidate = repaired(context, ridge=TIGHT, rounds=rounds, sampling=Sampling(rows=10**7))
+        with torch.no_grad():
+            answers, targets = candidate[:4](images), context.model[:4](images)[:, context.kept[1]]
+        errors.append(float((Clip(0.0, math.inf).aim(answers, targets) - answers).square().mean()))
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.9 * errors[0]
 
 
 def test_it_is_better_than_layers_that_know_nothing_of_the_errors_before_them():
