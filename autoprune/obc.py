@@ -27,13 +27,13 @@ from autoprune.errors import UserError
 from autoprune.gram import Gram
 from autoprune.patches import WeightLayer, has_rows
 from autoprune.recover import Context
+from autoprune.ridge import scarcity
 from autoprune.slicing import named_tensors
 from autoprune.statistics import GRAM_LIMIT, POSITIONS, StatisticsNotice
 
 Solver = Literal["sparsegpt", "obc"]
 
 RIDGE = 1e-2  # of the mean diagonal of the Gram matrix
-ENOUGH = 4  # rows per column; with fewer the ridge grows in proportion
 BLOCK = 128  # columns whose mask is decided together
 MEMORY = 2**28  # bytes of the systems that are solved at the same time
 PASS = 2**30  # bytes of the Gram matrices that are collected at the same time
@@ -239,7 +239,7 @@ def damped(name: str, found: Gram, ridge: float = RIDGE) -> Tensor:
     if not torch.isfinite(square).all():
         raise UserError(f"{name}: what this layer reads is not finite; look for broken images or weights before it")
     diagonal = square.diagonal(dim1=1, dim2=2)
-    diagonal += ridge * max(1.0, ENOUGH * columns / found.count) * diagonal.mean(1, keepdim=True) + 1e-12
+    diagonal += ridge * scarcity(found.count, columns) * diagonal.mean(1, keepdim=True) + 1e-12
     return square
 
 

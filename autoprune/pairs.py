@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from autoprune.rectifiers import Clip
-from autoprune.ridge import Moments, Rows, System
+from autoprune.ridge import Moments, Rows, System, scarcity
 
 DAMPING = 1.0  # as if each output row asked so much for the first layer to stay, in units of what it reads
 ITERATIONS = 2
@@ -143,7 +143,8 @@ class Pair:
             scaled: Tensor = torch.cat([weight, constant * self.centred[0]], 1) / scale
             return scaled
 
-        return unscaled(_least_squares(forward, adjoint, self._gaps(hidden, second), DAMPING * self.rows))
+        damping = DAMPING * self.rows * scarcity(self.rows, self._mean.shape[2])
+        return unscaled(_least_squares(forward, adjoint, self._gaps(hidden, second), damping))
 
     def _gaps(self, hidden: Sequence[Tensor], second: Layer) -> list[Tensor]:
         """What the second layer's answers lack, part by part."""

@@ -8,6 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+ENOUGH = 4  # rows per column; with fewer a ridge grows in proportion
+
+
+def scarcity(rows: int, columns: int) -> float:
+    """How much a ridge grows where there are few rows; 1 where there are enough."""
+    return max(1.0, ENOUGH * columns / rows)
+
 
 class Rows(NamedTuple):
     """Rows (convolution groups, n, d) that a layer multiplies, and what it should give, (convolution groups, n, o)."""

@@ -29,7 +29,7 @@ from autoprune.pairs import Layer, Pair, Part
 from autoprune.patches import WeightLayer
 from autoprune.recover import Context
 from autoprune.rectifiers import Clip
-from autoprune.ridge import Moments, Rows, System, precise
+from autoprune.ridge import Moments, Rows, System, precise, scarcity
 from autoprune.slicing import named_tensors, selections
 from autoprune.statistics import StatisticsNotice
 from autoprune.sums import Operator, Operators, Sum
@@ -38,7 +38,6 @@ from autoprune.targets import CHUNK, Sampling, Targets, affine, flat, joined, re
 IMAGES, ROWS = 1024, 16
 RIDGE = 1e-2  # of the mean variance of a layer's inputs, toward the weights that it has
 ROUNDS = 3  # of solutions for what rectifiers read
-ENOUGH = 4  # rows per column; with fewer the ridge grows in proportion
 EXACT = 1e-4  # of the target's root mean square: such a layer needs no repair
 FLOOR = 1e-3  # of the largest scale of a batch norm: smaller ones are raised before they are divided by
 
@@ -248,7 +247,7 @@ class _Walk:
             (self._centred(before, first), self._centred(path, second)),
             len(first.weight) // int(getattr(first, "groups", 1)),
         )
-        ridge = self.ridge * max(1.0, ENOUGH * second.weight[0].numel() / pair.rows)
+        ridge = self.ridge * scarcity(pair.rows, second.weight[0].numel())
         solved, _ = pair.solve(self._known(before, first), self._known(path, second), ridge, self.sweeps)
         weight, constant = (part.double() for part in solved)
         pair.first.target = pair.first.mean @ weight + constant
@@ -319,7 +318,7 @@ class _Walk:
         columns = moments.square.shape[-1]
         if moments.count <= columns:
             self._scarce.append((path, moments.count, columns))
-        return self.ridge * max(1.0, ENOUGH * columns / moments.count)
+        return self.ridge * scarcity(moments.count, columns)
 
     def _store(self, path: str, layer: WeightLayer, moments: Moments, solved: Tensor) -> None:
         """Put the solution into the layer and whatever takes up its constant and scale."""
