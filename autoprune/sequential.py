@@ -158,7 +158,7 @@ class _Walk:
         befores = {target.before for target in targets.layers.values() if target.before in targets.layers}
         self._firsts = befores if sweeps else set()
         self._read: dict[str, Tensor] = {}  # what first layers of pairs read, until the second runs
-        self._scarce: list[tuple[str, int, int]] = []
+        self._scarce: dict[str, tuple[int, int]] = {}  # rows and columns
         self._lost: list[str] = []
 
     def _hold(self, operator: Operator) -> None:
@@ -317,7 +317,7 @@ class _Walk:
         """The ridge, raised where there are few rows."""
         columns = moments.square.shape[-1]
         if moments.count <= columns:
-            self._scarce.append((path, moments.count, columns))
+            self._scarce[path] = moments.count, columns
         return self.ridge * scarcity(moments.count, columns)
 
     def _store(self, path: str, layer: WeightLayer, moments: Moments, solved: Tensor) -> None:
@@ -347,7 +347,7 @@ class _Walk:
     def tell(self) -> None:
         """Warn of what went less than well."""
         if self._scarce:
-            path, rows, columns = self._scarce[0]
+            path, (rows, columns) = next(iter(self._scarce.items()))
             more = f" (and {len(self._scarce) - 1} more layers)" if len(self._scarce) > 1 else ""
             warnings.warn(
                 f"{path}: {rows} calibration rows have rank {rows} at most, {columns} are needed{more}; the ridge is "

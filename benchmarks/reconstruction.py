@@ -5,6 +5,7 @@
 A seed draws the calibration and validation images and the positions that are sampled. Every repair is fitted to
 calibration images alone; settings were chosen by the validation loss, and test accuracy is only printed. Seconds are of
 processor time, one thread, to slice and repair one candidate once everything that serves all candidates is known.
+``plain`` is ``sequential,rounds=0``, which does not ask what reads a layer.
 """
 
 from __future__ import annotations
@@ -31,14 +32,18 @@ from autoprune.sequential import sequential
 from autoprune.slicing import prune
 from autoprune.statistics import StatisticsNotice
 
-FEW = partial(sequential, images=256)
-MANY = partial(sequential, images=2048)
+PLAIN = partial(sequential, rounds=0)  # least squares, whatever reads a layer
+MANY = partial(PLAIN, images=2048)
 REPAIRS: dict[str, Recovery] = {
     **{name: find(name) for name in ("none", "recalibrate_bn", "least_squares", "least_squares+recalibrate_bn")},
-    **{name: find(name) for name in ("sequential", "sequential+recalibrate_bn")},
-    "sequential, 256 images": FEW,
-    "sequential, 2048 images": MANY,
-    "sequential, 2048 images+recalibrate_bn": compose([MANY, recalibrate_bn]),
+    "sequential": sequential,
+    "sequential, 256 images": partial(sequential, images=256),
+    "sequential, 2 sweeps": partial(sequential, sweeps=2),
+    "plain": PLAIN,
+    "plain+recalibrate_bn": compose([PLAIN, recalibrate_bn]),
+    "plain, 256 images": partial(PLAIN, images=256),
+    "plain, 2048 images": MANY,
+    "plain, 2048 images+recalibrate_bn": compose([MANY, recalibrate_bn]),
 }
 
 
