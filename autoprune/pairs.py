@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from autoprune.fused import Fused, Linear
 from autoprune.rectifiers import Clip
 from autoprune.ridge import Moments, Rows, System, scarcity
 
@@ -24,13 +24,6 @@ DAMPING = 1.0  # as if each output row asked so much for the first layer to stay
 ITERATIONS = 2
 FLOOR = 1e-3  # of the mean variance of what the first layer reads; of the largest channel's weight in the second
 STEPS = (1.0, 0.5, 0.25)  # tried one after the other, for values do cross bounds
-
-
-class Layer(NamedTuple):
-    """``weight`` (convolution groups, d, o) and ``constant`` (convolution groups, 1, o), batch norm included."""
-
-    weight: Tensor
-    constant: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,53 +56,51 @@ class Part:
 class Pair:
     """Two layers, by what the first reads and what the second should give.
 
-    ``clip`` is the rectifier between them, ``behind`` the one that alone reads the second, if there is one. A layer
-    that is not ``centred`` has no constant.
+    ``clip`` is the rectifier between them, ``behind`` the one that alone reads the second, if there is one.
     """
 
-    def __init__(
-        self, parts: Sequence[Part], clip: Clip, behind: Clip | None, centred: tuple[bool, bool], outputs: int
-    ) -> None:
+    def __init__(self, parts: Sequence[Part], clip: Clip, behind: Clip | None, both: tuple[Fused, Fused]) -> None:
         self.parts = parts
         self.clip = clip
         self.behind = behind
-        self.centred = centred
+        self.both = both
         self.rows = sum(part.target.shape[1] for part in parts)
-        self.first: Moments = self._moments(map(partial(_sampled, outputs), parts), centred[0])
+        outputs = len(both[0].layer.weight) // both[0].groups
+        self.first = self._moments(map(partial(_sampled, outputs), parts), both[0].centred)
         square = self.first.square / self.first.count
         square.diagonal(dim1=1, dim2=2).add_(FLOOR * square.diagonal(dim1=1, dim2=2).mean(1, keepdim=True) + 1e-12)
         self._root = torch.linalg.cholesky(square).to(parts[0].x.dtype)
         self._mean = self.first.mean.to(parts[0].x.dtype)
 
-    def solve(self, first: Layer, second: Layer, ridge: float, sweeps: int) -> tuple[Layer, Layer]:
+    def solve(self, first: Linear, second: Linear, ridge: float, sweeps: int) -> tuple[Linear, Linear]:
         """Both layers after ``sweeps`` turns, as long as the error falls; ``ridge`` is that of the second's system."""
-        first, second = (Layer(*(part.to(self._mean.dtype) for part in layer)) for layer in (first, second))
+        first, second = (_cast(layer, self._mean.dtype) for layer in (first, second))
         for _ in range(sweeps):
             moved = self._moved(first, second)
             if moved is None:
                 break
             first, second = moved, self._again(self.hidden(moved), second, ridge)
-        return first, second
+        return _cast(first, torch.double), _cast(second, torch.double)
 
-    def _moved(self, first: Layer, second: Layer) -> Layer | None:
+    def _moved(self, first: Linear, second: Linear) -> Linear | None:
         """The first layer after a change as long as it helps, if one does."""
         hidden = self.hidden(first)
         change, reached = self.change(hidden, second), self.error(hidden, second)
         for size in STEPS:
-            moved = Layer(first.weight + size * change.weight, first.constant + size * change.constant)
+            moved = Linear(first.weight + size * change.weight, first.constant + size * change.constant)
             if self.error(self.hidden(moved), second) < reached:
                 return moved
         return None
 
-    def hidden(self, first: Layer) -> list[Tensor]:
+    def hidden(self, first: Linear) -> list[Tensor]:
         """What the first layer gives, before the rectifier, part by part (images x places x taps, channels)."""
         return [_together(part.x @ first.weight + first.constant) for part in self.parts]
 
-    def error(self, hidden: Sequence[Tensor], second: Layer) -> float:
+    def error(self, hidden: Sequence[Tensor], second: Linear) -> float:
         """The squared error that is left."""
         return sum(float(gap.square().sum()) for gap in self._gaps(hidden, second))
 
-    def change(self, hidden: Sequence[Tensor], second: Layer) -> Layer:
+    def change(self, hidden: Sequence[Tensor], second: Linear) -> Linear:
         """The change of the first layer that would leave the least error if no value crossed a bound, damped.
 
         Unknowns are scaled: what the first layer reads is decorrelated, and each channel weighs what the second layer
@@ -121,10 +112,10 @@ class Pair:
         scale = weight.flatten(0, 1).norm(dim=1)
         scale = scale.clamp(min=FLOOR * float(scale.max()) or 1.0).reshape(groups, 1, -1)
 
-        def unscaled(z: Tensor) -> Layer:
+        def unscaled(z: Tensor) -> Linear:
             change = torch.linalg.solve_triangular(self._root.mT, z[:, :-1] / scale, upper=True)
-            constant = z[:, -1:] / scale if self.centred[0] else 0 * z[:, -1:]
-            return Layer(change, constant - self._mean @ change)
+            constant = z[:, -1:] / scale if self.both[0].centred else 0 * z[:, -1:]
+            return Linear(change, constant - self._mean @ change)
 
         def forward(z: Tensor) -> list[Tensor]:
             moves = self.hidden(unscaled(z))
@@ -140,13 +131,13 @@ class Pair:
                 constant = constant + felt.sum(1, keepdim=True)
                 weight = weight + part.x.mT @ felt
             weight = torch.linalg.solve_triangular(self._root, weight - self._mean.mT @ constant, upper=False)
-            scaled: Tensor = torch.cat([weight, constant * self.centred[0]], 1) / scale
+            scaled: Tensor = torch.cat([weight, constant * self.both[0].centred], 1) / scale
             return scaled
 
         damping = DAMPING * self.rows * scarcity(self.rows, self._mean.shape[2])
         return unscaled(_least_squares(forward, adjoint, self._gaps(hidden, second), damping))
 
-    def _gaps(self, hidden: Sequence[Tensor], second: Layer) -> list[Tensor]:
+    def _gaps(self, hidden: Sequence[Tensor], second: Linear) -> list[Tensor]:
         """What the second layer's answers lack, part by part."""
         gaps = []
         for part, values in zip(self.parts, hidden, strict=True):
@@ -154,7 +145,7 @@ class Pair:
             gaps.append((part.target if self.behind is None else self.behind.aim(answers, part.target)) - answers)
         return gaps
 
-    def _again(self, hidden: Sequence[Tensor], second: Layer, ridge: float) -> Layer:
+    def _again(self, hidden: Sequence[Tensor], second: Linear, ridge: float) -> Linear:
         """The second layer, for what is hidden now and what its answers should be."""
 
         def rows() -> Iterator[Rows]:
@@ -163,15 +154,19 @@ class Pair:
                 answers = x @ second.weight + second.constant
                 yield Rows(x, part.target if self.behind is None else self.behind.aim(answers, part.target))
 
-        moments = self._moments(rows(), self.centred[1])
+        moments = self._moments(rows(), self.both[1].centred)
         solved = System(moments.square, second.weight.double(), ridge).solution(moments)
-        return Layer(solved.to(second.weight.dtype), moments.constant(solved).to(second.weight.dtype))
+        return _cast(Linear(solved, moments.constant(solved)), second.weight.dtype)
 
     def _moments(self, rows: Iterator[Rows], centred: bool) -> Moments:
         moments = Moments(next(rows), centred=centred)
         for more in rows:
             moments.add(more)
         return moments
+
+
+def _cast(layer: Linear, dtype: torch.dtype) -> Linear:
+    return Linear(layer.weight.to(dtype), layer.constant.to(dtype))
 
 
 def _sampled(outputs: int, part: Part) -> Rows:

@@ -25,7 +25,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from autoprune import patches
 from autoprune.errors import UserError
 from autoprune.forward import call, evaluating, to
-from autoprune.pairs import Layer, Pair, Part
+from autoprune.fused import Fused
+from autoprune.pairs import Pair, Part
 from autoprune.patches import WeightLayer
 from autoprune.recover import Context
 from autoprune.rectifiers import Clip
@@ -33,13 +34,12 @@ from autoprune.ridge import Moments, Rows, System, precise, scarcity
 from autoprune.slicing import named_tensors, selections
 from autoprune.statistics import StatisticsNotice
 from autoprune.sums import Operator, Operators, Sum
-from autoprune.targets import CHUNK, Sampling, Targets, affine, flat, joined, record
+from autoprune.targets import CHUNK, Sampling, Targets, flat, joined, record
 
 IMAGES, ROWS = 1024, 16
 RIDGE = 1e-2  # of the mean variance of a layer's inputs, toward the weights that it has
 ROUNDS = 3  # of solutions for what rectifiers read
 EXACT = 1e-4  # of the target's root mean square: such a layer needs no repair
-FLOOR = 1e-3  # of the largest scale of a batch norm: smaller ones are raised before they are divided by
 
 
 def sequential(
@@ -207,14 +207,15 @@ class _Walk:
     def _solve(self, path: str, layer: WeightLayer, x: Tensor, shortcut: Tensor | None) -> bool:
         """Give the layer new weights for what it reads; false if those that it has are exact."""
         target = self.targets[path]
-        weight, constant = self._known(path, layer)
+        fused = self._fused(path, layer)
+        weight, constant = fused.read()
         moments = None
         every = partial(self._rows, path, layer, x, shortcut)
         for rows in every():
             if moments is None:
                 if path not in self.settle and _exact(rows, weight, constant):
                     return False
-                moments = Moments(rows, centred=self._centred(path, layer))
+                moments = Moments(rows, centred=fused.centred)
             else:
                 moments.add(rows)
         assert moments is not None
@@ -231,30 +232,23 @@ class _Walk:
         if path in self.settle:
             settled = self.settle[path](solved.mT.reshape(layer.weight.shape), system.square)
             solved = settled.reshape(weight.mT.shape).mT
-        self._store(path, layer, moments, solved)
+        fused.write(moments, solved)
         return True
 
     def _pair(self, path: str, second: WeightLayer, read: Tensor, shortcut: Tensor | None) -> Tensor:
         """Solve a pair in turn. The first layer keeps what comes of it; given back is what the second reads then."""
         before = self.targets[path].before
         assert before is not None
-        first, clip = self.candidate.get_submodule(before.rpartition(".")[0]), self.targets[before].clip
-        assert patches.has_rows(first) and clip is not None
-        pair = Pair(
-            list(self._parts(path, first, second, read, shortcut)),
-            clip,
-            self.targets[path].clip,
-            (self._centred(before, first), self._centred(path, second)),
-            len(first.weight) // int(getattr(first, "groups", 1)),
-        )
-        ridge = self.ridge * scarcity(pair.rows, second.weight[0].numel())
-        solved, _ = pair.solve(self._known(before, first), self._known(path, second), ridge, self.sweeps)
-        weight, constant = (part.double() for part in solved)
+        layer, clip = self.candidate.get_submodule(before.rpartition(".")[0]), self.targets[before].clip
+        assert patches.has_rows(layer) and clip is not None
+        both = first, behind = self._fused(before, layer), self._fused(path, second)
+        parts = list(self._parts(path, layer, second, read, shortcut))
+        pair = Pair(parts, clip, self.targets[path].clip, both)
+        ridge = self.ridge * scarcity(pair.rows, behind.columns)
+        (weight, constant), _ = pair.solve(first.read(), behind.read(), ridge, self.sweeps)
         pair.first.target = pair.first.mean @ weight + constant
-        self._store(before, first, pair.first, weight)
-        norm = self.targets[before].norm
-        made = first.forward(read)  # not called, for hooks would solve it again
-        return clip(made if norm is None else self.candidate.get_submodule(norm).forward(made))
+        first.write(pair.first, weight)
+        return clip(first.answers(read))
 
     def _parts(
         self, path: str, first: WeightLayer, second: WeightLayer, read: Tensor, shortcut: Tensor | None
@@ -269,25 +263,11 @@ class _Walk:
                 return
             yield Part(rows.x, (taps >= 0).to(rows.x), rows.target)
 
-    def _known(self, path: str, layer: WeightLayer) -> Layer:
-        """The layer as it is, its batch norm included, in double precision."""
-        factor, constant = self._affine(path, layer)
-        groups = int(getattr(layer, "groups", 1))
-        weight = (layer.weight.double() * _along(factor, layer.weight)).reshape(groups, -1, layer.weight[0].numel()).mT
-        offset = constant if layer.bias is None else constant + factor * layer.bias.double()
-        return Layer(weight, offset.reshape(groups, 1, -1))
-
-    def _centred(self, path: str, layer: WeightLayer) -> bool:
-        """Whether something takes up a constant."""
-        return layer.bias is not None or self.targets[path].norm is not None
-
-    def _affine(self, path: str, layer: WeightLayer) -> tuple[Tensor, Tensor]:
-        """What the candidate's batch norm does to the layer's output; nothing, if there is none."""
+    def _fused(self, path: str, layer: WeightLayer) -> Fused:
         norm = self.targets[path].norm
-        if norm is None:
-            one = torch.ones(len(layer.weight), dtype=torch.double, device=layer.weight.device)
-            return one, torch.zeros_like(one)
-        return affine(self.candidate.get_submodule(norm))
+        behind = None if norm is None else self.candidate.get_submodule(norm)
+        assert behind is None or isinstance(behind, _BatchNorm)
+        return Fused(layer, behind)
 
     def _rows(self, path: str, layer: WeightLayer, x: Tensor, shortcut: Tensor | None) -> Iterator[Rows]:
         """What goes in and what should come out, chunk by chunk."""
@@ -320,30 +300,6 @@ class _Walk:
             self._scarce[path] = moments.count, columns
         return self.ridge * scarcity(moments.count, columns)
 
-    def _store(self, path: str, layer: WeightLayer, moments: Moments, solved: Tensor) -> None:
-        """Put the solution into the layer and whatever takes up its constant and scale."""
-        constant = moments.constant(solved).reshape(-1)
-        norm = self.targets[path].norm
-        weight = solved.mT.reshape(layer.weight.shape)
-        if norm is None:
-            layer.weight.copy_(weight)
-            if layer.bias is not None:
-                layer.bias.copy_(constant)
-            return
-        behind = self.candidate.get_submodule(norm)
-        assert isinstance(behind, _BatchNorm) and behind.running_mean is not None and behind.running_var is not None
-        factor = _raised(self._affine(path, layer)[0])
-        layer.weight.copy_(weight / _along(factor, layer.weight))
-        bias = 0.0 if layer.bias is None else layer.bias.double()
-        if not behind.affine:  # the statistics are all that can be set
-            behind.running_mean.copy_(bias - constant / factor)
-            return
-        variance = (solved * (moments.square @ solved)).sum(1).reshape(-1) / moments.count / factor.square()
-        behind.running_mean.copy_((moments.mean @ solved).reshape(-1) / factor + bias)
-        behind.running_var.copy_(variance)
-        behind.weight.copy_(factor * (variance + behind.eps).sqrt())
-        behind.bias.copy_(moments.target.reshape(-1))
-
     def tell(self) -> None:
         """Warn of what went less than well."""
         if self._scarce:
@@ -374,13 +330,3 @@ def _exact(rows: Rows, weight: Tensor, offset: Tensor) -> bool:
     """Whether the weights give the target as they are."""
     gap = rows.x.double() @ weight + offset - rows.target
     return bool(gap.square().mean() <= EXACT**2 * rows.target.double().square().mean())
-
-
-def _along(vector: Tensor, weight: Tensor) -> Tensor:
-    return vector.reshape(-1, *[1] * (weight.dim() - 1))
-
-
-def _raised(factor: Tensor) -> Tensor:
-    """Without the scales that are too small to divide by."""
-    least = FLOOR * float(factor.abs().max()) or 1.0
-    return torch.where(factor.abs() < least, torch.where(factor < 0, -least, least), factor)

@@ -12,7 +12,8 @@ from autoprune import data, models, pairs, patches
 from autoprune.budget import Budget
 from autoprune.errors import UserError
 from autoprune.evaluate import Evaluator
-from autoprune.pairs import Layer, Pair, Part
+from autoprune.fused import Fused, Linear
+from autoprune.pairs import Pair, Part
 from autoprune.recover import Context
 from autoprune.rectifiers import Clip
 from autoprune.search_spaces.traced import trace
@@ -35,11 +36,9 @@ SECONDS = {
 }
 
 
-def as_layer(layer: nn.Module) -> Layer:
-    groups = getattr(layer, "groups", 1)
-    bias = torch.zeros(len(layer.weight)) if layer.bias is None else layer.bias
-    weight = layer.weight.detach().reshape(groups, -1, layer.weight[0].numel()).mT
-    return Layer(weight.double(), bias.detach().double().reshape(groups, 1, -1))
+def as_layer(layer: nn.Module) -> Linear:
+    with torch.no_grad():
+        return Fused(layer, None).read()
 
 
 def pair_of(first, second, images, target, clip=RELU, behind=None, positions=10**6) -> Pair:
@@ -49,8 +48,7 @@ def pair_of(first, second, images, target, clip=RELU, behind=None, positions=10*
         taps = patches.taps(second, patches.output_size(first, images), places)
         x = patches.rows(first, images, taps.clamp(min=0).flatten())
         part = Part(x, (taps >= 0).to(x), patches.answers(second, target, places))
-    centred = first.bias is not None, second.bias is not None
-    return Pair([part], clip, behind, centred, len(first.weight) // getattr(first, "groups", 1))
+    return Pair([part], clip, behind, (Fused(first, None), Fused(second, None)))
 
 
 def drawn(second: str, first_groups: int = 1):
@@ -112,7 +110,7 @@ def test_a_change_of_the_first_layer_is_that_of_a_direct_solution(monkeypatch, s
     parameters = [start.weight, start.constant]
 
     def answers(weight, constant):
-        (values,) = pair.hidden(Layer(weight, constant))
+        (values,) = pair.hidden(Linear(weight, constant))
         return pair.parts[0].read(values) @ as_layer(second).weight
 
     jacobian = torch.autograd.functional.jacobian(answers, tuple(parameters))
