@@ -75,21 +75,23 @@ class Pair:
     def solve(self, first: Linear, second: Linear, ridge: float, sweeps: int) -> tuple[Linear, Linear]:
         """Both layers after ``sweeps`` turns, as long as the error falls; ``ridge`` is that of the second's system."""
         first, second = (_cast(layer, self._mean.dtype) for layer in (first, second))
+        hidden = self.hidden(first)
         for _ in range(sweeps):
-            moved = self._moved(first, second)
+            moved = self._moved(first, hidden, second)
             if moved is None:
                 break
-            first, second = moved, self._again(self.hidden(moved), second, ridge)
+            first, hidden = moved
+            second = self._again(hidden, second, ridge)
         return _cast(first, torch.double), _cast(second, torch.double)
 
-    def _moved(self, first: Linear, second: Linear) -> Linear | None:
-        """The first layer after a change as long as it helps, if one does."""
-        hidden = self.hidden(first)
+    def _moved(self, first: Linear, hidden: Sequence[Tensor], second: Linear) -> tuple[Linear, list[Tensor]] | None:
+        """The first layer after a change as long as it helps, if one does, and what it gives then."""
         change, reached = self.change(hidden, second), self.error(hidden, second)
         for size in STEPS:
             moved = Linear(first.weight + size * change.weight, first.constant + size * change.constant)
-            if self.error(self.hidden(moved), second) < reached:
-                return moved
+            given = self.hidden(moved)
+            if self.error(given, second) < reached:
+                return moved, given
         return None
 
     def hidden(self, first: Linear) -> list[Tensor]:
