@@ -18,7 +18,7 @@ from torch import Tensor
 
 from autoprune.fused import Fused, Linear
 from autoprune.rectifiers import Clip
-from autoprune.ridge import Moments, Rows, System, scarcity
+from autoprune.ridge import Rows, System, collected, scarcity
 
 DAMPING = 1.0  # as if each output row asked so much for the first layer to stay, in units of what it reads
 ITERATIONS = 2
@@ -66,7 +66,7 @@ class Pair:
         self.both = both
         self.rows = sum(part.target.shape[1] for part in parts)
         outputs = len(both[0].layer.weight) // both[0].groups
-        self.first = self._moments(map(partial(_sampled, outputs), parts), both[0].centred)
+        self.first = collected(map(partial(_sampled, outputs), parts), centred=both[0].centred)
         square = self.first.square / self.first.count
         square.diagonal(dim1=1, dim2=2).add_(FLOOR * square.diagonal(dim1=1, dim2=2).mean(1, keepdim=True) + 1e-12)
         self._root = torch.linalg.cholesky(square).to(parts[0].x.dtype)
@@ -141,30 +141,21 @@ class Pair:
 
     def _gaps(self, hidden: Sequence[Tensor], second: Linear) -> list[Tensor]:
         """What the second layer's answers lack, part by part."""
-        gaps = []
-        for part, values in zip(self.parts, hidden, strict=True):
-            answers = part.read(self.clip(values)) @ second.weight + second.constant
-            gaps.append((part.target if self.behind is None else self.behind.aim(answers, part.target)) - answers)
-        return gaps
+        return [rows.target - answers for rows, answers in self._answered(hidden, second)]
 
     def _again(self, hidden: Sequence[Tensor], second: Linear, ridge: float) -> Linear:
         """The second layer, for what is hidden now and what its answers should be."""
-
-        def rows() -> Iterator[Rows]:
-            for part, values in zip(self.parts, hidden, strict=True):
-                x = part.read(self.clip(values))
-                answers = x @ second.weight + second.constant
-                yield Rows(x, part.target if self.behind is None else self.behind.aim(answers, part.target))
-
-        moments = self._moments(rows(), self.both[1].centred)
+        rows = (rows for rows, _ in self._answered(hidden, second))
+        moments = collected(rows, centred=self.both[1].centred)
         solved = System(moments.square, second.weight.double(), ridge).solution(moments)
         return _cast(Linear(solved, moments.constant(solved)), second.weight.dtype)
 
-    def _moments(self, rows: Iterator[Rows], centred: bool) -> Moments:
-        moments = Moments(next(rows), centred=centred)
-        for more in rows:
-            moments.add(more)
-        return moments
+    def _answered(self, hidden: Sequence[Tensor], second: Linear) -> Iterator[tuple[Rows, Tensor]]:
+        """The second layer's rows with what they should give, and what they do, part by part."""
+        for part, values in zip(self.parts, hidden, strict=True):
+            x = part.read(self.clip(values))
+            answers = x @ second.weight + second.constant
+            yield Rows(x, part.target if self.behind is None else self.behind.aim(answers, part.target)), answers
 
 
 def _cast(layer: Linear, dtype: torch.dtype) -> Linear:

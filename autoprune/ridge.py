@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -73,6 +73,14 @@ class Moments:
             mean, level = torch.zeros_like(mean), torch.zeros_like(level)
         x, target = x - mean, target - level
         return x.shape[1], mean.double(), level.double(), (x.mT @ x).double(), (x.mT @ target).double()
+
+
+def collected(chunks: Iterator[Rows], *, centred: bool) -> Moments:
+    """The moments of all chunks, of which there is one at least."""
+    moments = Moments(next(chunks), centred=centred)
+    for rows in chunks:
+        moments.add(rows)
+    return moments
 
 
 class System:

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ from autoprune.pairs import Pair, Part
 from autoprune.patches import WeightLayer
 from autoprune.recover import Context
 from autoprune.rectifiers import Clip
-from autoprune.ridge import Moments, Rows, System, precise, scarcity
+from autoprune.ridge import Moments, Rows, System, collected, precise, scarcity
 from autoprune.slicing import named_tensors, selections
 from autoprune.statistics import StatisticsNotice
 from autoprune.sums import Operator, Operators, Sum
@@ -209,16 +210,12 @@ class _Walk:
         target = self.targets[path]
         fused = self._fused(path, layer)
         weight, constant = fused.read()
-        moments = None
         every = partial(self._rows, path, layer, x, shortcut)
-        for rows in every():
-            if moments is None:
-                if path not in self.settle and _exact(rows, weight, constant):
-                    return False
-                moments = Moments(rows, centred=fused.centred)
-            else:
-                moments.add(rows)
-        assert moments is not None
+        chunks = every()
+        first = next(chunks)
+        if path not in self.settle and _exact(first, weight, constant):
+            return False
+        moments = collected(chain([first], chunks), centred=fused.centred)
         if not torch.isfinite(moments.cross).all() or not torch.isfinite(moments.square).all():
             raise UserError(
                 f"{path}: what the candidate feeds this layer is not finite; look for broken weights before it"

@@ -89,17 +89,17 @@ def test_writing_is_the_adjoint_of_reading(second):
     torch.testing.assert_close((read * rows).sum(), (hidden * part.written(rows)).sum())
 
 
-def linear_pair(monkeypatch, second="1x1", behind=None, shift=50.0):
+def linear_pair(monkeypatch, second):
     """All hidden values are far above zero, so that the problem is linear; conjugate gradients run to the end."""
     monkeypatch.setattr(pairs, "ITERATIONS", 1000)
     monkeypatch.setattr(pairs, "DAMPING", 1e-9)
     first, second, images = drawn(second)
     images = images[:6]
     with torch.no_grad():
-        first.bias += shift
+        first.bias += 50
         target = second(first(images).relu())
         target += torch.randn(target.shape[1:], dtype=torch.double)
-    return first, second, pair_of(first, second, images, target, behind=behind)
+    return first, second, pair_of(first, second, images, target)
 
 
 @pytest.mark.parametrize("second", ["1x1", "groups", "depthwise", "3x3"])
@@ -210,10 +210,21 @@ def test_sweeps_end_where_no_change_helps():
         torch.testing.assert_close(layer.weight, same.weight)
 
 
-def test_memory_is_bounded_by_whole_chunks():
+def test_memory_is_bounded_by_whole_chunks(monkeypatch):
+    seen = []
+
+    class Spied(Pair):
+        def __init__(self, parts, *rest):
+            seen.append(len(parts))
+            super().__init__(parts, *rest)
+
+    monkeypatch.setattr("autoprune.sequential.Pair", Spied)
     context = context_of(network(0), drawn_images(300, 0), [1, 4, 6], group=1)
-    few = error(context, sweeps=1, sampling=Sampling(rows=3000, memory=200_000))
-    assert math.isfinite(few)
+    assert math.isfinite(error(context, sweeps=1, sampling=Sampling(rows=3000, memory=200_000)))
+    assert set(seen) == {1}
+    seen.clear()
+    error(context, sweeps=1, sampling=Sampling(rows=3000))
+    assert set(seen) == {3}
 
 
 def test_a_number_of_sweeps_below_zero_is_refused():
