@@ -30,27 +30,33 @@ STEPS = (1.0, 0.5, 0.25)  # tried one after the other, for values do cross bound
 class Part:
     """One chunk of images, at the places where the second layer is looked at.
 
-    ``x`` (first's groups, images x places x taps, d) is what the first layer multiplies to make the hidden values that
-    the second reads through its taps, ``inside`` (places, taps) is false where it reads padding instead, and ``target``
-    (second's groups, images x places, o) is what it should give.
+    ``x`` (first's groups, images x spots, d) is what the first layer multiplies to make hidden values, at every spot
+    that the second reads, ``reads`` (places, taps) says which of the spots is read through a tap, -1 where it is
+    padding, and ``target`` (second's groups, images x places, o) is what the second should give.
     """
 
     x: Tensor
-    inside: Tensor
+    spots: int
+    reads: Tensor
     target: Tensor
 
     def read(self, hidden: Tensor) -> Tensor:
-        """The second's rows, of hidden values (images x places x taps, channels)."""
-        places, taps = self.inside.shape
-        values = hidden.reshape(-1, places, taps, hidden.shape[1]) * self.inside[:, :, None]
+        """The second's rows, of hidden values (images x spots, channels)."""
+        values = hidden.unflatten(0, (-1, self.spots)).index_select(1, self.reads.clamp(min=0).flatten())
+        values = values.unflatten(1, self.reads.shape) * self._inside()
         groups, rows, _ = self.target.shape
         return values.transpose(2, 3).reshape(rows, groups, -1).transpose(0, 1)
 
     def written(self, rows: Tensor) -> Tensor:
         """The adjoint of :meth:`read`."""
-        places, taps = self.inside.shape
+        places, taps = self.reads.shape
         values = rows.transpose(0, 1).reshape(-1, places, rows.shape[0] * rows.shape[2] // taps, taps)
-        return (values.transpose(2, 3) * self.inside[:, :, None]).reshape(-1, values.shape[2])
+        values = (values.transpose(2, 3) * self._inside()).flatten(1, 2)
+        hidden = values.new_zeros(len(values), self.spots, values.shape[2])
+        return hidden.index_add_(1, self.reads.clamp(min=0).flatten(), values).flatten(0, 1)
+
+    def _inside(self) -> Tensor:
+        return (self.reads >= 0).to(self.x)[:, :, None]
 
 
 class Pair:
@@ -95,7 +101,7 @@ class Pair:
         return None
 
     def hidden(self, first: Linear) -> list[Tensor]:
-        """What the first layer gives, before the rectifier, part by part (images x places x taps, channels)."""
+        """What the first layer gives, before the rectifier, part by part (images x spots, channels)."""
         return [_together(part.x @ first.weight + first.constant) for part in self.parts]
 
     def error(self, hidden: Sequence[Tensor], second: Linear) -> float:
@@ -131,7 +137,7 @@ class Pair:
             for part, gap, slope in zip(self.parts, gaps, slopes, strict=True):
                 felt = (part.written(gap @ second.weight.mT) * slope).unflatten(1, (groups, -1)).transpose(0, 1)
                 constant = constant + felt.sum(1, keepdim=True)
-                weight = weight + part.x.mT @ felt
+                weight = weight + (felt.mT @ part.x).mT  # faster than x' felt, for it is narrow
             weight = torch.linalg.solve_triangular(self._root, weight - self._mean.mT @ constant, upper=False)
             scaled: Tensor = torch.cat([weight, constant * self.both[0].centred], 1) / scale
             return scaled
@@ -163,9 +169,8 @@ def _cast(layer: Linear, dtype: torch.dtype) -> Linear:
 
 
 def _sampled(outputs: int, part: Part) -> Rows:
-    """As many rows of the first layer as the second has, another tap each time; nothing is asked of them."""
-    taps = part.inside.shape[1]
-    x = part.x[:, :: taps + 1 if taps > 1 else 1]
+    """About as many rows of the first layer as the second has; nothing is asked of them."""
+    x = part.x[:, :: part.x.shape[1] // part.target.shape[1] | 1]  # odd, so that images seldom give the same spots
     return Rows(x, x.new_zeros(*x.shape[:2], outputs))
 
 

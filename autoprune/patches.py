@@ -60,15 +60,17 @@ def rows(layer: WeightLayer, x: Tensor, chosen: Tensor) -> Tensor:
     return grouped.permute(3, 0, 1, 4, 2).reshape(layer.groups, len(x) * len(chosen), -1)
 
 
-def taps(layer: WeightLayer, size: tuple[int, ...], chosen: Tensor) -> Tensor:
-    """The positions of its input, ``size`` along each axis, that the layer reads at the ``chosen`` of its output.
-
-    Shape (chosen, taps); -1 where it reads zeros that it has padded.
+def spots(layer: WeightLayer, size: tuple[int, ...], chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """What the layer reads at the ``chosen`` of its output: positions of its input, ``size`` along each axis, ascending,
+    and which of them it reads through each tap, (chosen, taps); -1 where it reads zeros that it has padded.
     """
     if isinstance(layer, nn.Linear):
-        return chosen[:, None]
+        return chosen, torch.arange(len(chosen))[:, None]
     positions = torch.arange(float(math.prod(size)), dtype=torch.double).reshape(1, 1, *size)
-    return _seen(layer, positions, chosen, -1.0).reshape(len(chosen), -1).long()
+    seen = _seen(layer, positions, chosen, -1.0).reshape(len(chosen), -1).long()
+    found, reads = torch.unique(seen, return_inverse=True)
+    padded = int(found[0] < 0)
+    return found[padded:], reads - padded
 
 
 def _seen(layer: _ConvNd, x: Tensor, chosen: Tensor, padding: float) -> Tensor:

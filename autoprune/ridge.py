@@ -56,7 +56,7 @@ class Moments:
         cross, level = torch.zeros_like(self.cross), torch.zeros_like(self.target)
         for x, target in map(precise, rows):
             target = target - self.target.to(target.dtype)
-            cross += ((x - self.mean.to(x.dtype)).mT @ target).double()
+            cross += _crossed(x - self.mean.to(x.dtype), target)
             level += target.double().sum(1, keepdim=True)
         self.cross = cross
         if self.centred:
@@ -72,7 +72,12 @@ class Moments:
         if not self.centred:
             mean, level = torch.zeros_like(mean), torch.zeros_like(level)
         x, target = x - mean, target - level
-        return x.shape[1], mean.double(), level.double(), (x.mT @ x).double(), (x.mT @ target).double()
+        return x.shape[1], mean.double(), level.double(), (x.mT @ x).double(), _crossed(x, target)
+
+
+def _crossed(x: Tensor, target: Tensor) -> Tensor:
+    """X'T, in this order because targets are narrow."""
+    return (target.mT @ x).mT.double()
 
 
 def collected(chunks: Iterator[Rows], *, centred: bool) -> Moments:

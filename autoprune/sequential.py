@@ -253,12 +253,12 @@ class _Walk:
         """What a pair is solved from, as far as there is memory for it, but one chunk at least."""
         size, taken = patches.output_size(first, read), 0
         for images, places, wanted in self._wanted(path, second, read, shortcut):
-            taps = patches.taps(second, size, places)
-            rows = precise(Rows(patches.rows(first, read[images], taps.clamp(min=0).flatten()), wanted))
+            spots, reads = patches.spots(second, size, places)
+            rows = precise(Rows(patches.rows(first, read[images], spots), wanted))
             taken += rows.x.numel() * rows.x.element_size()
             if taken > self.memory and images.start:
                 return
-            yield Part(rows.x, (taps >= 0).to(rows.x), rows.target)
+            yield Part(rows.x, len(spots), reads.to(rows.x.device), rows.target)
 
     def _fused(self, path: str, layer: WeightLayer) -> Fused:
         norm = self.targets[path].norm

@@ -1,13 +1,14 @@
 """What the found widths are worth once the network is trained again, if only for a moment.
 
     AUTOPRUNE_DATA=... python benchmarks/after_training.py [--network resnet56] [--budgets macs=50% macs=30%]
-        [--trials 150] [--epochs 2] [--images 50000] [--precision bfloat16] [--root FOLDER]
+        [--trials 150] [--repair sequential,images=256,sweeps=1] [--epochs 2] [--images 50000]
+        [--precision bfloat16] [--root FOLDER]
 
 ResNets on CIFAR-10 (JPEG). Widths by equal rates, by one threshold on L1 norms or on Taylor scores over all layers, by
-FastNAS's bisection, and by the default searcher; each network is repaired in the same way
-(``sequential``, 2,048 images, two sweeps) and then trained by the same recipe on the training images. Prints test
-accuracy before and after; test images are looked at once per cell. With ``--root`` a stopped benchmark goes on where it
-was.
+FastNAS's bisection, and by the default searcher, which see candidates as ``--repair`` leaves them; each answer is
+repaired in the same way (``sequential``, 2,048 images, two sweeps) and then trained by the same recipe on the training
+images. Prints test accuracy before and after; test images are looked at once per cell. With ``--root``, a folder for
+one ``--repair``, a stopped benchmark goes on where it was.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ WAYS: Mapping[str, tuple[str, str]] = {  # searcher, criterion
     "fastnas": ("fastnas", "obs"),
     "auto": ("auto", "obs"),
 }
-REPAIR, POLISH = "sequential,images=256", "sequential,images=2048,sweeps=2"
+POLISH = "sequential,images=2048,sweeps=2"
 
 
 def main() -> None:
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("--budgets", nargs="*", default=["macs=50%", "macs=30%"])
     parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--trials", type=int, default=150)
+    parser.add_argument("--repair", default="sequential,images=256", help="of candidates")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--images", type=int, default=50_000, help="training images")
     parser.add_argument("--precision", default="bfloat16")
@@ -74,7 +76,7 @@ def row(
     name = f"{given.network}-{budget}-{way}".replace("=", "-").replace("%", "").replace(" ", "-")
     run = api.search(
         dense, torch.zeros(1, 3, 32, 32), splits.calibration, splits.validation, test=splits.test, budget=budget,
-        searcher=searcher, criterion=criterion, recovery=REPAIR, polish=POLISH, trials=given.trials,
+        searcher=searcher, criterion=criterion, recovery=given.repair, polish=POLISH, trials=given.trials,
         precision=given.precision, workers=given.workers, root=root, run=name,
         ledger=root / f"{criterion}.jsonl",
     )  # fmt: skip

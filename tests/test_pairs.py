@@ -45,9 +45,9 @@ def pair_of(first, second, images, target, clip=RELU, behind=None, positions=10*
     with torch.no_grad():
         hidden = first(images)
         places = patches.draw(math.prod(patches.output_size(second, hidden)), positions)
-        taps = patches.taps(second, patches.output_size(first, images), places)
-        x = patches.rows(first, images, taps.clamp(min=0).flatten())
-        part = Part(x, (taps >= 0).to(x), patches.answers(second, target, places))
+        spots, reads = patches.spots(second, patches.output_size(first, images), places)
+        x = patches.rows(first, images, spots)
+        part = Part(x, len(spots), reads, patches.answers(second, target, places))
     return Pair([part], clip, behind, (Fused(first, None), Fused(second, None)))
 
 
