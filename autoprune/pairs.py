@@ -52,7 +52,7 @@ class Part:
         places, taps = self.reads.shape
         values = rows.transpose(0, 1).reshape(-1, places, rows.shape[0] * rows.shape[2] // taps, taps)
         values = (values.transpose(2, 3) * self._inside()).flatten(1, 2)
-        hidden = values.new_zeros(len(values), self.spots, values.shape[2])
+        hidden: Tensor = values.new_zeros(len(values), self.spots, values.shape[2])
         return hidden.index_add_(1, self.reads.clamp(min=0).flatten(), values).flatten(0, 1)
 
     def _inside(self) -> Tensor:

@@ -61,8 +61,9 @@ def rows(layer: WeightLayer, x: Tensor, chosen: Tensor) -> Tensor:
 
 
 def spots(layer: WeightLayer, size: tuple[int, ...], chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """What the layer reads at the ``chosen`` of its output: positions of its input, ``size`` along each axis, ascending,
-    and which of them it reads through each tap, (chosen, taps); -1 where it reads zeros that it has padded.
+    """The positions of its input, ``size`` along each axis, that the layer reads at the ``chosen`` of its output.
+
+    With them, which of these it reads through each tap, (chosen, taps); -1 where it reads zeros that it has padded.
     """
     if isinstance(layer, nn.Linear):
         return chosen, torch.arange(len(chosen))[:, None]
