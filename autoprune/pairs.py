@@ -45,14 +45,15 @@ class Part:
         values = hidden.unflatten(0, (-1, self.spots)).index_select(1, self.reads.clamp(min=0).flatten())
         values = values.unflatten(1, self.reads.shape) * self._inside()
         groups, rows, _ = self.target.shape
-        return values.transpose(2, 3).reshape(rows, groups, -1).transpose(0, 1)
+        made: Tensor = values.transpose(2, 3).reshape(rows, groups, -1).transpose(0, 1)
+        return made
 
     def written(self, rows: Tensor) -> Tensor:
         """The adjoint of :meth:`read`."""
         places, taps = self.reads.shape
         values = rows.transpose(0, 1).reshape(-1, places, rows.shape[0] * rows.shape[2] // taps, taps)
         values = (values.transpose(2, 3) * self._inside()).flatten(1, 2)
-        hidden: Tensor = values.new_zeros(len(values), self.spots, values.shape[2])
+        hidden = values.new_zeros(len(values), self.spots, values.shape[2])
         return hidden.index_add_(1, self.reads.clamp(min=0).flatten(), values).flatten(0, 1)
 
     def _inside(self) -> Tensor:
