@@ -224,6 +224,7 @@ def search(
     objectives: str | Sequence[str | Reward] = (),
     finish: str | Finish | None = None,
     polish: str | None = None,
+    finalists: int = 1,
     race: float | None = None,
     run: str | None = None,
     root: Path | str = ROOT,
@@ -266,7 +267,8 @@ def search(
 
     ``polish`` names a repair for the answer alone, more thorough than that of candidates
     (``"sequential,sweeps=2"``). The polished network is a further row, and it is what is saved if its validation
-    loss is lower.
+    loss is lower. As many ``finalists`` as are asked for, the best trials, are polished, by the workers, and the one
+    that is best then is the answer (:mod:`autoprune.polish`).
 
     With ``race``, such as 0.01, a candidate is stopped when a paired test on the validation batches says that it cannot
     beat the best scheme before it; that is the probability of stopping a better one, see :mod:`autoprune.race`.
@@ -307,6 +309,7 @@ def search(
             objectives=objectives,
             finish=finish,
             polish=polish,
+            finalists=finalists,
             race=race,
             run=run,
             root=root,

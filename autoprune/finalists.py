@@ -7,7 +7,7 @@ search goes on from there. What was timed is written down, so that a run that is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -34,6 +34,18 @@ ERROR = 0.05
 
 Timings = Mapping[tuple[int, ...], Timing]
 """By kept counts."""
+
+
+def ranked(trials: Iterable[Trial], budget: Budget) -> list[Trial]:
+    """What was measured in full, the best first: affordable schemes, or all where none is."""
+    sound = [trial for trial in trials if trial.fidelity.full and not trial.failed]
+    fit = {trial.scheme: trial for trial in sound if budget.allows(trial.scheme)}.values()
+    return sorted(fit or sound, key=lambda trial: trial.reward, reverse=True)
+
+
+def granted(timing: Timing) -> float:
+    """The share by which a network may seem too slow, for the error of measuring it."""
+    return min(2 * timing.error, ERROR)
 
 
 @dataclass(eq=False)
@@ -103,6 +115,11 @@ class Settled:
         """Milliseconds of the answer."""
         return self.timings[self.best.scheme.kept].median
 
+    def holds(self, scheme: Scheme) -> bool:
+        """Whether the scheme was timed, and meets the budget as measured."""
+        timing = self.timings.get(scheme.kept)
+        return timing is not None and timing.median <= self.limit * (1 + granted(timing))
+
     def facts(self) -> dict[str, float | int | bool]:
         """What a summary tells."""
         return {
@@ -141,15 +158,15 @@ class Finals:
         tight = self.budget
         seen: list[Settled] = []
         for number in range(ROUNDS):
-            ranked = self._ranked(found, tight)
-            timings = self._time([space.dense, self.baseline.scheme, *(trial.scheme for trial in ranked)], number)
+            best = ranked((self.baseline, *found.trials), tight)[:FINALISTS]  # the uniform scheme, if there is no other
+            timings = self._time([space.dense, self.baseline.scheme, *(trial.scheme for trial in best)], number)
             dense, limit = timings[space.dense.kept], cap
             if LATENCY in self.budget.relative:
                 limit *= dense.median / self.budget.costs[LATENCY](space.dense)
             tried = []
-            for trial in ranked:
+            for trial in best:
                 timing = timings[trial.scheme.kept]
-                error = min(2 * timing.error, ERROR)
+                error = granted(timing)
                 met = timing.median <= limit * (1 + error)
                 tried.append(Settled(trial, timings, limit, error, met, number, dense))
                 if met:
@@ -162,17 +179,11 @@ class Finals:
             except UserError:
                 break
             if number < ROUNDS - 1:
-                found.loops.append(self.search_on(tight, self._starts(ranked, tight), number + 1))
+                found.loops.append(self.search_on(tight, self._starts(best, tight), number + 1))
         return min(seen, key=lambda settled: settled.measured / settled.limit)
 
-    def _ranked(self, found: Rounds, budget: Budget) -> list[Trial]:
-        """The best trials that are affordable as predicted; the uniform scheme, cut further, where there is none."""
-        trials = [t for t in (self.baseline, *found.trials) if t.fidelity.full and not t.failed]
-        fit = {t.scheme: t for t in trials if budget.allows(t.scheme)}.values()
-        return sorted(fit or trials, key=lambda t: t.reward, reverse=True)[:FINALISTS]
-
-    def _starts(self, ranked: Sequence[Trial], budget: Budget) -> list[Scheme]:
-        return [budget.fit(budget.space.rates(trial.scheme)) for trial in ranked]
+    def _starts(self, best: Sequence[Trial], budget: Budget) -> list[Scheme]:
+        return [budget.fit(budget.space.rates(trial.scheme)) for trial in best]
 
     def _time(self, schemes: Sequence[Scheme], number: int) -> Timings:
         """All of them in one go, so that they compare; what was timed in a round before is not timed again."""

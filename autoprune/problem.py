@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,7 +20,7 @@ from autoprune.errors import UserError
 from autoprune.evaluate import Evaluator
 from autoprune.exporters.scheme_file import shapes
 from autoprune.fidelity import Fidelity
-from autoprune.finalists import FILE, LATENCY, Finals, Rounds
+from autoprune.finalists import FILE, LATENCY, Finals, Rounds, Settled, ranked
 from autoprune.forward import Example
 from autoprune.hints import Hints
 from autoprune.latency.calibrate import sliced
@@ -29,6 +29,7 @@ from autoprune.ledger import Ledger
 from autoprune.listeners import Listener, Listeners, farewell, together
 from autoprune.loop import Loop, Stop
 from autoprune.objective import Objective
+from autoprune.polish import winner
 from autoprune.pool import InProcess, Pool, Workers
 from autoprune.references import function, stable_name
 from autoprune.reward import REWARDS, Reward, score
@@ -41,6 +42,7 @@ from autoprune.tensorboard import drawn
 from autoprune.trial import Measurement, Trial
 
 AGREEMENT = 1e-4  # of the dense loss: how far a candidate with nothing cut may be from the dense network
+INTERRUPTED = "interrupted; the same command continues"
 REPEATED = Fidelity(recovery="none")
 
 
@@ -111,6 +113,7 @@ class Problem:
         objectives: str | Sequence[str | Reward] = (),
         finish: str | outcome.Finish | None = None,
         polish: str | None = None,
+        finalists: int = 1,
         race: float | None = None,
         run: str | None = None,
         root: Path | str = ROOT,
@@ -129,8 +132,7 @@ class Problem:
         if timed or budget.space.granularity != "channel":  # searchers know counts that hardware rewards, or a grid
             start = [_legal(scheme, budget.space) for scheme in start]
         train = None if finish is None else function(finish, "finish", {})
-        if polish is not None:
-            recover.find(polish, evaluator.space.granularity)
+        self._check_polish(polish, finalists)
         propose = self.configured(searcher, options or {}, start, stop.trials)
         wanted = self._wanted(objectives, race)
         if wanted and "objectives" in settings.options(propose, searchers.KIND):
@@ -153,6 +155,7 @@ class Problem:
             "reward": stable_name(self.reward),
             "finish": stable_name(finish),
             "polish": polish,
+            "finalists": finalists,
             "source": dict(self.source),
             "example_shape": shapes(self.example),
             "ledger": None if ledger is None else place(ledger),
@@ -182,7 +185,6 @@ class Problem:
                 raise UserError(
                     f"no candidate could be measured: {baseline.measurement.error}; see the run's ledger in {folder}"
                 )
-            ended = "interrupted; the same command continues" if interrupted else loop.reason
             rounds, settled = Rounds([loop]), None
             if self.meter is not None and LATENCY in budget.caps and not interrupted:
 
@@ -193,10 +195,12 @@ class Problem:
                     drive(more, measuring)
                     return more
 
-                tell("finalists", {})
-                network = partial(sliced, evaluator.model, evaluator.space)
-                settled = Finals(budget, baseline, self.meter, network, search_on, folder / FILE)(rounds)
-                best, ended = settled.best, rounds.reason
+                settled = self._settled(baseline, rounds, search_on, folder, tell)
+                best = settled.best
+            if polish is not None and not interrupted:
+                tell("polish", {"repair": polish, "finalists": finalists})
+                best, interrupted = _polished(_finalists(best, rounds, settled)[:finalists], polish, records, measuring)
+            ended = INTERRUPTED if interrupted else rounds.reason
             judged = wanted or front.usual(budget.caps, evaluator.dense)
             found = outcome.Outcome(
                 evaluator, config, best, baseline, rounds, ended, interrupted, judged, self.meter, settled, polish
@@ -208,6 +212,32 @@ class Problem:
             page.leave(result)
         tell("done", {"run": result})
         return result
+
+    def _settled(
+        self,
+        baseline: Trial,
+        rounds: Rounds,
+        search_on: Callable[[Budget, Sequence[Scheme], int], Loop],
+        folder: Path,
+        tell: Listener,
+    ) -> Settled:
+        """What the meter says of the best, after further searches if need be."""
+        assert self.meter is not None
+        tell("finalists", {})
+        network = partial(sliced, self.evaluator.model, self.evaluator.space)
+        return Finals(self.budget, baseline, self.meter, network, search_on, folder / FILE)(rounds)
+
+    def _check_polish(self, polish: str | None, finalists: int) -> None:
+        """It must be a repair that this space knows, and several finalists need one."""
+        if polish is not None:
+            recover.find(polish, self.evaluator.space.granularity)
+        if finalists < 1:
+            raise UserError(f"finalists = {finalists}: 1 or more of the best candidates are polished")
+        if finalists > 1 and polish is None:
+            raise UserError(
+                f"finalists = {finalists}: only a polish can tell which of them is the best; name one, such as "
+                "polish = sequential,sweeps=2"
+            )
 
     def _check_race(self, race: float) -> None:
         """Candidates race on the validation loss: it must be all that decides."""
@@ -295,6 +325,23 @@ class Noting:
     def has(self, trial: Trial) -> bool:
         """Whether this is where the trial was measured."""
         return (trial.scheme, trial.fidelity.finished) in self._measured
+
+
+def _finalists(best: Trial, rounds: Rounds, settled: Settled | None) -> list[Trial]:
+    """The answer so far and the affordable ones behind it; under a latency cap those that meet it as measured."""
+    held = rounds.budget.allows if settled is None else settled.holds
+    behind = ranked(rounds.trials, rounds.budget)
+    return [best, *(trial for trial in behind if trial.scheme != best.scheme and held(trial.scheme))]
+
+
+def _polished(finalists: Sequence[Trial], repair: str, ledger: Ledger, pool: Noting) -> tuple[Trial, bool]:
+    """The finalist to answer with, and whether Ctrl-C came before it was known: then it is the first."""
+    if len(finalists) == 1:
+        return finalists[0], False  # it is polished when it is written down
+    try:
+        return winner(finalists, repair, ledger, pool), False
+    except KeyboardInterrupt:
+        return finalists[0], True
 
 
 def _told(stop: Stop, tell: Listener, measuring: Noting) -> Stop:

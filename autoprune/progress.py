@@ -143,6 +143,12 @@ class Watch:
         self.close()
         self._say("the best are timed for real")
 
+    def _polish(self, facts: Mapping[str, Any]) -> None:
+        self.close()
+        number = facts["finalists"]
+        which = "the answer is" if number == 1 else f"the {number} best are"
+        self._say(f"{which} repaired once more, by {facts['repair']}")
+
     def _tightened(self, facts: Mapping[str, Any]) -> None:
         cap = facts["budget"].caps["latency"]
         self._say(f"none meets the latency as measured: searching on below {cap:.4g} ms as predicted")

@@ -94,6 +94,9 @@ def search(
     polish: Annotated[
         str | None, option(REPAIR, "a more thorough repair for the answer alone, such as sequential,sweeps=2")
     ] = None,
+    finalists: Annotated[
+        int, option(REPAIR, "how many of the best candidates are polished; the best then is the answer")
+    ] = 1,
     finish: Annotated[
         str | None, option(REPAIR, "package.module:function that trains the answer at the end: function(model)")
     ] = None,
@@ -155,6 +158,7 @@ def search(
             objectives=objectives or (),
             finish=finish,
             polish=polish,
+            finalists=finalists,
             race=race,
             **tuning,
             **timing.known(cost),

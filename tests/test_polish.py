@@ -5,9 +5,15 @@ from __future__ import annotations
 import pytest
 
 import autoprune
-from autoprune import data, demo
+from autoprune import data, demo, problem
 from autoprune.errors import UserError
+from autoprune.evaluate import Evaluator
+from autoprune.fidelity import FULL, Fidelity
+from autoprune.ledger import Ledger
+from autoprune.polish import winner
 from autoprune.pruned import load_pruned
+from autoprune.scheme import Scheme
+from autoprune.trial import Measurement, Trial
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +62,96 @@ def test_options_follow_the_name(digits, tmp_path) -> None:
     assert run.config["polish"] == "sequential,images=100"
     with pytest.raises(UserError, match="has no option 'image'"):
         search(digits, tmp_path, polish="sequential,image=100", run="wrong")
+
+
+REPAIR = "least_squares+recalibrate_bn"
+SEVERAL = {"searcher": "random", "trials": 12, "recovery": "none", "polish": REPAIR, "finalists": 5}
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """The fidelities of what is measured, as it is measured."""
+    seen: list[Fidelity] = []
+    measure = Evaluator.__call__
+
+    def noting(self, scheme, *, fidelity=FULL):
+        seen.append(fidelity)
+        return measure(self, scheme, fidelity=fidelity)
+
+    monkeypatch.setattr(Evaluator, "__call__", noting)
+    return seen
+
+
+def test_the_finalist_that_a_polish_leaves_best_is_the_answer(digits, tmp_path, measured) -> None:
+    run = search(digits, tmp_path, **SEVERAL)
+    trials = run.trials()
+    tried = trials[trials.fidelity == f"recovery={REPAIR}"]
+    assert len(tried) == measured.count(Fidelity(recovery=REPAIR)) == 5
+    rows = run.summary["rows"]
+    assert rows["polished"]["loss"] == pytest.approx(tried.loss.min())
+    assert rows["found"]["loss"] > trials[trials.fidelity == "full"].loss.min()  # another one was ahead before it
+    assert list(run.scheme.kept) == run.summary["kept"]
+    once = len(measured)
+    again = search(digits, tmp_path, **SEVERAL)
+    assert again.summary["kept"] == run.summary["kept"]
+    assert len(measured) == once + 1  # the check of the dense network
+
+
+class Backwards:
+    """Gives the last first, as workers may; the scheme that keeps 2 is repaired best."""
+
+    def __init__(self):
+        self.asked = []
+
+    def measure(self, schemes, fidelity):
+        for scheme in reversed(list(schemes)):
+            self.asked.append(scheme.kept)
+            yield scheme, Measurement(loss=abs(scheme.kept[0] - 2) + 0.1)
+
+
+def trials(*losses):
+    return [Trial(Scheme((kept,)), Measurement(loss=loss), -loss) for kept, loss in enumerate(losses, 1)]
+
+
+def test_what_is_recorded_is_not_polished_again_and_the_order_of_arrival_does_not_count() -> None:
+    pool, ledger = Backwards(), Ledger(None, "protocol", ["group"])
+    finalists = trials(0.4, 0.5, 0.6)
+    assert winner(finalists[:2], REPAIR, ledger, pool) is finalists[1]
+    assert winner(finalists, REPAIR, ledger, pool) is finalists[1]
+    assert pool.asked == [(2,), (1,), (3,)]
+
+
+def test_a_first_that_is_better_unpolished_stays_first() -> None:
+    finalists = trials(0.05, 0.5)
+    assert winner(finalists, REPAIR, Ledger(None, "protocol", ["group"]), Backwards()) is finalists[0]
+
+
+def test_a_polish_that_repairs_none_of_the_finalists_changes_nothing(digits, tmp_path) -> None:
+    given = {"searcher": "random", "trials": 4}
+    plain = search(digits, tmp_path, run="plain", **given)
+    run = search(digits, tmp_path, polish="none", finalists=3, **given)
+    assert run.summary["kept"] == plain.summary["kept"]
+
+
+def test_after_a_break_the_best_so_far_is_the_answer(digits, tmp_path, monkeypatch) -> None:
+    def broken(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(problem, "winner", broken)
+    run = search(digits, tmp_path, **SEVERAL)
+    assert run.summary["interrupted"] and "continues" in run.summary["ended"]
+    trials = run.trials()
+    assert run.summary["rows"]["found"]["loss"] == trials.loss[trials.fidelity == "full"].min()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"finalists": 0, "polish": "none"}, "finalists = 0: 1 or more"),
+        ({"finalists": 3}, "finalists = 3: only a polish can tell .* such as polish = sequential"),
+    ],
+)
+def test_finalists_are_a_few_and_have_a_polish(digits, tmp_path, given, message) -> None:
+    with pytest.raises(UserError, match=message):
+        search(digits, tmp_path, run="refused", **given)
+    assert not (tmp_path / "refused").exists()

@@ -311,12 +311,12 @@ def test_the_live_view_moves_while_a_batch_runs() -> None:
     assert before[0].split()[-1] == "0:00:00"
 
 
-@pytest.mark.parametrize("event", ["done", "failed", "finalists", "finish"])
+@pytest.mark.parametrize("event", ["done", "failed", "finalists", "polish", "finish"])
 def test_whatever_ends_the_trials_ends_the_live_view(event: str) -> None:
     watch, _ = on_screen(8)
     watch("uniform", {"trial": Trial(SPACE.dense, Measurement(error="no luck"), -math.inf)})
     assert watch.console._live_stack
-    watch(event, {"function": "mylab:finish"})
+    watch(event, {"function": "mylab:finish", "repair": "sequential", "finalists": 3})
     assert not watch.console._live_stack
     watch.close()
 

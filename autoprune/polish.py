@@ -1,0 +1,45 @@
+"""Polish: a repair for the best schemes of a search, more thorough than that of candidates.
+
+What a quick repair thinks of two good schemes is not always what a thorough one makes of them: with few calibration
+images wide layers look worse than they are. So several finalists may be polished, and the best of them is the answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
+
+from autoprune.fidelity import Fidelity
+from autoprune.ledger import Ledger
+from autoprune.scheme import Scheme
+from autoprune.trial import Measurement, Trial
+
+
+class Measuring(Protocol):
+    """What measures schemes, see :class:`autoprune.pool.Pool`."""
+
+    def measure(self, schemes: Iterable[Scheme], fidelity: Fidelity) -> Iterator[tuple[Scheme, Measurement]]:
+        """Each scheme with its measurement, in the order of arrival."""
+        ...
+
+
+def damage(measurement: Measurement) -> float:
+    """What a repair is judged by: the validation loss, else the divergence from the dense network."""
+    values = [value for value in (measurement.loss, measurement.kl) if math.isfinite(value)]
+    return values[0] if values else math.inf
+
+
+def winner(finalists: Sequence[Trial], repair: str, ledger: Ledger, pool: Measuring) -> Trial:
+    """The finalist that is left with the least damage by the repair, or without it: then it is the first that wins.
+
+    Repairs are measured like candidates, and recorded: what the ledger knows is not measured again.
+    """
+    fidelity = Fidelity(recovery=repair)
+    missing = [trial.scheme for trial in finalists if ledger.find(trial.scheme, fidelity) is None]
+    for scheme, measurement in pool.measure(missing, fidelity):
+        ledger.append(scheme, measurement, None, fidelity)
+    left = {trial.scheme: ledger.find(trial.scheme, fidelity) for trial in finalists}
+    polished = {scheme: damage(seen) for scheme, seen in left.items() if seen is not None}
+    first, best = finalists[0], min(finalists, key=lambda trial: polished[trial.scheme])
+    return best if polished[best.scheme] < damage(first.measurement) else first
