@@ -11,14 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from autoprune.fused import Fused, Linear
 from autoprune.rectifiers import Clip
-from autoprune.ridge import Rows, System, collected, scarcity
+from autoprune.ridge import Moments, Rows, System, collected, scarcity
 
 DAMPING = 1.0  # as if each output row asked so much for the first layer to stay, in units of what it reads
 ITERATIONS = 2
@@ -63,21 +62,22 @@ class Part:
 class Pair:
     """Two layers, by what the first reads and what the second should give.
 
-    ``clip`` is the rectifier between them, ``behind`` the one that alone reads the second, if there is one.
+    ``clip`` is the rectifier between them, ``behind`` the one that alone reads the second, if there is one, and
+    ``read`` are moments of what the first layer reads.
     """
 
-    def __init__(self, parts: Sequence[Part], clip: Clip, behind: Clip | None, both: tuple[Fused, Fused]) -> None:
+    def __init__(
+        self, parts: Sequence[Part], read: Moments, clip: Clip, behind: Clip | None, both: tuple[Fused, Fused]
+    ) -> None:
         self.parts = parts
         self.clip = clip
         self.behind = behind
         self.both = both
         self.rows = sum(part.target.shape[1] for part in parts)
-        outputs = len(both[0].layer.weight) // both[0].groups
-        self.first = collected(map(partial(_sampled, outputs), parts), centred=both[0].centred)
-        square = self.first.square / self.first.count
+        square = read.square / read.count
         square.diagonal(dim1=1, dim2=2).add_(FLOOR * square.diagonal(dim1=1, dim2=2).mean(1, keepdim=True) + 1e-12)
         self._root = torch.linalg.cholesky(square).to(parts[0].x.dtype)
-        self._mean = self.first.mean.to(parts[0].x.dtype)
+        self._mean = read.mean.to(parts[0].x.dtype)
 
     def solve(self, first: Linear, second: Linear, ridge: float, sweeps: int) -> tuple[Linear, Linear]:
         """Both layers after ``sweeps`` turns, as long as the error falls; ``ridge`` is that of the second's system."""
@@ -167,12 +167,6 @@ class Pair:
 
 def _cast(layer: Linear, dtype: torch.dtype) -> Linear:
     return Linear(layer.weight.to(dtype), layer.constant.to(dtype))
-
-
-def _sampled(outputs: int, part: Part) -> Rows:
-    """About as many rows of the first layer as the second has; nothing is asked of them."""
-    x = part.x[:, :: part.x.shape[1] // part.target.shape[1] | 1]  # odd, so that images seldom give the same spots
-    return Rows(x, x.new_zeros(*x.shape[:2], outputs))
 
 
 def _together(values: Tensor) -> Tensor:

@@ -158,7 +158,7 @@ class _Walk:
         self._held: dict[int, Operator] = {}  # what makes shortcuts, until nobody waits for them any more
         befores = {target.before for target in targets.layers.values() if target.before in targets.layers}
         self._firsts = befores if sweeps else set()
-        self._read: dict[str, Tensor] = {}  # what first layers of pairs read, until the second runs
+        self._read: dict[str, tuple[Tensor, Moments | None]] = {}  # of first layers of pairs, until the second runs
         self._scarce: dict[str, tuple[int, int]] = {}  # rows and columns
         self._lost: list[str] = []
 
@@ -190,8 +190,6 @@ class _Walk:
         """Give the layer new weights, right before it runs, and perhaps something else to read."""
         with self.operators.silent():
             target = self.targets[path]
-            if path in self._firsts:
-                self._read[path] = inputs[0]
             read = self._read.pop(target.before, None) if target.before else None
             shortcut = None
             if target.sum is not None:
@@ -199,23 +197,30 @@ class _Walk:
                 if shortcut is None:
                     self._lost.append(path)
                     return None
-            if not self._solve(path, layer, inputs[0], shortcut) or read is None:
+            moments = self._solve(path, layer, inputs[0], shortcut)
+            if path in self._firsts:
+                self._read[path] = inputs[0], moments
+            if moments is None or read is None:
                 return None
-            hidden = self._pair(path, layer, read, shortcut)
+            hidden = self._pair(path, layer, *read, shortcut)
             self._solve(path, layer, hidden, shortcut)
             return hidden, *inputs[1:]
 
-    def _solve(self, path: str, layer: WeightLayer, x: Tensor, shortcut: Tensor | None) -> bool:
-        """Give the layer new weights for what it reads; false if those that it has are exact."""
+    def _solve(self, path: str, layer: WeightLayer, x: Tensor, shortcut: Tensor | None) -> Moments | None:
+        """Give the layer new weights for what it reads; None if those that it has are exact."""
         target = self.targets[path]
         fused = self._fused(path, layer)
         weight, constant = fused.read()
-        every = partial(self._rows, path, layer, x, shortcut)
+        every: Callable[[], Iterator[Rows]] = partial(self._rows, path, layer, x, shortcut)
         chunks = every()
         first = next(chunks)
         if path not in self.settle and _exact(first, weight, constant):
-            return False
-        moments = collected(chain([first], chunks), centred=fused.centred)
+            return None
+        chunks = chain([first], chunks)
+        if target.clip is not None and self._fits(first, len(target.values)):
+            every = list(chunks).__iter__  # gathered once for all rounds
+            chunks = every()
+        moments = collected(chunks, centred=fused.centred)
         if not torch.isfinite(moments.cross).all() or not torch.isfinite(moments.square).all():
             raise UserError(
                 f"{path}: what the candidate feeds this layer is not finite; look for broken weights before it"
@@ -230,21 +235,25 @@ class _Walk:
             settled = self.settle[path](solved.mT.reshape(layer.weight.shape), system.square)
             solved = settled.reshape(weight.mT.shape).mT
         fused.write(moments, solved)
-        return True
+        return moments
 
-    def _pair(self, path: str, second: WeightLayer, read: Tensor, shortcut: Tensor | None) -> Tensor:
+    def _pair(
+        self, path: str, second: WeightLayer, read: Tensor, moments: Moments | None, shortcut: Tensor | None
+    ) -> Tensor:
         """Solve a pair in turn. The first layer keeps what comes of it; given back is what the second reads then."""
         before = self.targets[path].before
         assert before is not None
         layer, clip = self.candidate.get_submodule(before.rpartition(".")[0]), self.targets[before].clip
         assert patches.has_rows(layer) and clip is not None
         both = first, behind = self._fused(before, layer), self._fused(path, second)
+        if moments is None:
+            moments = collected(self._rows(before, layer, read, None), centred=first.centred)
         parts = list(self._parts(path, layer, second, read, shortcut))
-        pair = Pair(parts, clip, self.targets[path].clip, both)
+        pair = Pair(parts, moments, clip, self.targets[path].clip, both)
         ridge = self.ridge * scarcity(pair.rows, behind.columns)
         (weight, constant), _ = pair.solve(first.read(), behind.read(), ridge, self.sweeps)
-        pair.first.target = pair.first.mean @ weight + constant
-        first.write(pair.first, weight)
+        moments.target = moments.mean @ weight + constant
+        first.write(moments, weight)
         return clip(first.answers(read))
 
     def _parts(
@@ -289,6 +298,10 @@ class _Walk:
             if shortcut is not None:
                 wanted = wanted - flat(patches.answers(layer, shortcut[images], places))
             yield images, places, wanted.unflatten(1, (groups, -1)).permute(1, 0, 2)
+
+    def _fits(self, rows: Rows, chunks: int) -> bool:
+        """Whether there is memory for so many chunks."""
+        return chunks * rows.x.numel() * rows.x.element_size() <= self.memory
 
     def _damping(self, path: str, moments: Moments) -> float:
         """The ridge, raised where there are few rows."""

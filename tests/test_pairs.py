@@ -16,6 +16,7 @@ from autoprune.fused import Fused, Linear
 from autoprune.pairs import Pair, Part
 from autoprune.recover import Context
 from autoprune.rectifiers import Clip
+from autoprune.ridge import Moments, Rows
 from autoprune.search_spaces.traced import trace
 from autoprune.sequential import sequential
 from autoprune.slicing import prune
@@ -48,7 +49,8 @@ def pair_of(first, second, images, target, clip=RELU, behind=None, positions=10*
         spots, reads = patches.spots(second, patches.output_size(first, images), places)
         x = patches.rows(first, images, spots)
         part = Part(x, len(spots), reads, patches.answers(second, target, places))
-    return Pair([part], clip, behind, (Fused(first, None), Fused(second, None)))
+        read = Moments(Rows(x, x.new_zeros(*x.shape[:2], 1)), centred=first.bias is not None)
+    return Pair([part], read, clip, behind, (Fused(first, None), Fused(second, None)))
 
 
 def drawn(second: str, first_groups: int = 1):
