@@ -120,6 +120,10 @@ class Settled:
         timing = self.timings.get(scheme.kept)
         return timing is not None and timing.median <= self.limit * (1 + granted(timing))
 
+    def answered(self, best: Trial) -> Settled:
+        """The same, with another answer that was timed."""
+        return replace(self, best=best, error=granted(self.timings[best.scheme.kept]))
+
     def facts(self) -> dict[str, float | int | bool]:
         """What a summary tells."""
         return {

@@ -199,7 +199,9 @@ class Problem:
                 best = settled.best
             if polish is not None and not interrupted:
                 tell("polish", {"repair": polish, "finalists": finalists})
-                best, interrupted = _polished(_finalists(best, rounds, settled)[:finalists], polish, records, measuring)
+                best, settled, interrupted = _polished(
+                    _finalists(best, rounds, settled)[:finalists], settled, polish, records, measuring
+                )
             ended = INTERRUPTED if interrupted else rounds.reason
             judged = wanted or front.usual(budget.caps, evaluator.dense)
             found = outcome.Outcome(
@@ -334,14 +336,17 @@ def _finalists(best: Trial, rounds: Rounds, settled: Settled | None) -> list[Tri
     return [best, *(trial for trial in behind if trial.scheme != best.scheme and held(trial.scheme))]
 
 
-def _polished(finalists: Sequence[Trial], repair: str, ledger: Ledger, pool: Noting) -> tuple[Trial, bool]:
+def _polished(
+    finalists: Sequence[Trial], settled: Settled | None, repair: str, ledger: Ledger, pool: Noting
+) -> tuple[Trial, Settled | None, bool]:
     """The finalist to answer with, and whether Ctrl-C came before it was known: then it is the first."""
     if len(finalists) == 1:
-        return finalists[0], False  # it is polished when it is written down
+        return finalists[0], settled, False  # it is polished when it is written down
     try:
-        return winner(finalists, repair, ledger, pool), False
+        best = winner(finalists, repair, ledger, pool)
     except KeyboardInterrupt:
-        return finalists[0], True
+        return finalists[0], settled, True
+    return best, settled and settled.answered(best), False
 
 
 def _told(stop: Stop, tell: Listener, measuring: Noting) -> Stop:

@@ -17,6 +17,7 @@ from autoprune.latency.stopwatch import Timing
 from autoprune.ledger import Ledger
 from autoprune.loop import Loop, Stop
 from autoprune.reward import neg_loss
+from autoprune.scheme import Scheme
 from autoprune.searchers import find
 from autoprune.trial import Measurement, Trial
 
@@ -114,6 +115,17 @@ def test_the_best_reward_among_those_that_meet_the_budget_wins(tmp_path) -> None
     timed = search.settled.timings
     better = [t for t in search.rounds.trials if t.scheme.kept in timed and t.reward > search.settled.best.reward]
     assert all(timed[t.scheme.kept].median > 2.5 for t in better)
+
+
+def test_another_finalist_may_be_the_answer_if_it_was_timed_and_is_fast_enough(tmp_path) -> None:
+    settled = Search(tmp_path, Device(lambda scheme: 1.3 if scheme.kept[0] % 2 else 1.0), trials=40).settled
+    fast = {kept for kept, timing in settled.timings.items() if timing.median <= 2.5}
+    assert {kept for kept in settled.timings if settled.holds(Scheme(kept))} == fast
+    assert not settled.holds(Scheme((1, 1, 1)))  # fast, but nobody has timed it
+    other = next(Trial(Scheme(kept), Measurement(costs={"latency": 2.0}), 0.0) for kept in sorted(fast))
+    facts = settled.answered(other).facts()
+    assert facts["measured"] == settled.timings[other.scheme.kept].median
+    assert (facts["predicted"], facts["met"]) == (2.0, True)
 
 
 def test_a_relative_budget_is_held_against_the_dense_network_as_measured(tmp_path) -> None:

@@ -14,7 +14,7 @@ import torch
 import autoprune
 from autoprune import data, demo
 from autoprune.errors import UserError
-from autoprune.finalists import FILE
+from autoprune.finalists import FILE, FINALISTS
 from autoprune.latency import build, calibrate
 from autoprune.latency.conditions import Conditions
 from autoprune.latency.meter import elsewhere
@@ -54,15 +54,15 @@ def search(digits, tmp_path, **given) -> Run:
 
 
 def test_a_function_for_a_remote_device_bounds_what_it_measures(digits, tmp_path) -> None:
-    run = search(digits, tmp_path, budget="latency=70%", latency=by_weights)
+    run = search(digits, tmp_path, budget="latency=80%", latency=by_weights)
     facts = run.summary["latency"]
     dense = by_weights(digits["network"])
     assert facts["met"]
-    assert by_weights(run.model) <= 0.7 * dense * (1 + 1e-9)
+    assert by_weights(run.model) <= 0.8 * dense * (1 + 1e-9)
     assert facts["measured"] == pytest.approx(by_weights(run.model))
-    assert facts["limit"] == pytest.approx(0.7 * dense)
+    assert facts["limit"] == pytest.approx(0.8 * dense)
     assert run.summary["rows"]["found"]["latency"] == pytest.approx(facts["measured"] / 1e3)
-    assert run.summary["rows"]["found"]["fractions"]["latency"] <= 0.7
+    assert run.summary["rows"]["found"]["fractions"]["latency"] <= 0.8
     assert (run.folder / FILE).is_file()
 
 
@@ -84,13 +84,28 @@ def test_a_continued_run_does_not_ask_the_device_again(digits, tmp_path) -> None
         asked.append(network)
         return by_weights(network)
 
-    first = search(digits, tmp_path, budget="latency=70%", latency=counted)
+    first = search(digits, tmp_path, budget="latency=80%", latency=counted)
     assert len(asked) > 8  # eight networks to correct the table, and the finalists
     before = len(asked)
-    again = search(digits, tmp_path, budget="latency=70%", latency=counted)
+    again = search(digits, tmp_path, budget="latency=80%", latency=counted)
     assert len(asked) == before
     assert again.summary["latency"] == first.summary["latency"]
     assert again.summary["kept"] == first.summary["kept"]
+
+
+def test_of_several_finalists_only_those_are_polished_that_meet_the_cap(digits, tmp_path) -> None:
+    run = search(
+        digits, tmp_path, budget="latency=80%", latency=by_weights, trials=12, recovery="none", finalists=12,
+        polish="least_squares+recalibrate_bn",
+    )  # fmt: skip
+    trials = run.trials()
+    polished = trials[trials.fidelity != "full"]
+    assert len(polished) <= FINALISTS
+    assert (polished["costs.latency"] <= 1.1 * run.summary["latency"]["limit"]).all()
+    assert run.summary["latency"]["met"]
+    assert run.summary["latency"]["measured"] == pytest.approx(by_weights(run.model))
+    if len(polished):  # more than one met the cap
+        assert run.summary["rows"]["polished"]["loss"] == pytest.approx(polished.loss.min())
 
 
 def test_memory_is_a_cost_like_any_other(digits, tmp_path) -> None:
