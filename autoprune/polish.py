@@ -12,6 +12,7 @@ from typing import Protocol
 
 from autoprune.fidelity import Fidelity
 from autoprune.ledger import Ledger
+from autoprune.reward import Reward, score
 from autoprune.scheme import Scheme
 from autoprune.trial import Measurement, Trial
 
@@ -30,15 +31,16 @@ def damage(measurement: Measurement) -> float:
     return values[0] if values else math.inf
 
 
-def winner(finalists: Sequence[Trial], repair: str, ledger: Ledger, pool: Measuring) -> Trial:
+def winner(finalists: Sequence[Trial], repair: str, ledger: Ledger, pool: Measuring, reward: Reward) -> Trial:
     """The finalist that is left with the least damage by the repair, or without it: then it is the first that wins.
 
-    Repairs are measured like candidates, and recorded: what the ledger knows is not measured again.
+    Repairs are measured like candidates, and recorded with their ``reward``; those that the ledger knows are not
+    measured again.
     """
     fidelity = Fidelity(recovery=repair)
     missing = [trial.scheme for trial in finalists if ledger.find(trial.scheme, fidelity) is None]
     for scheme, measurement in pool.measure(missing, fidelity):
-        ledger.append(scheme, measurement, None, fidelity)
+        ledger.append(scheme, measurement, score(reward, measurement), fidelity)
     left = {trial.scheme: ledger.find(trial.scheme, fidelity) for trial in finalists}
     polished = {scheme: damage(seen) for scheme, seen in left.items() if seen is not None}
     first, best = finalists[0], min(finalists, key=lambda trial: polished[trial.scheme])

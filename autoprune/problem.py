@@ -200,7 +200,9 @@ class Problem:
             if polish is not None and not interrupted:
                 tell("polish", {"repair": polish, "finalists": finalists})
                 best, settled, interrupted = _polished(
-                    _finalists(best, rounds, settled)[:finalists], settled, polish, records, measuring
+                    _finalists(best, rounds, settled)[:finalists],
+                    settled,
+                    partial(winner, repair=polish, ledger=records, pool=measuring, reward=self.reward),
                 )
             ended = INTERRUPTED if interrupted else rounds.reason
             judged = wanted or front.usual(budget.caps, evaluator.dense)
@@ -337,13 +339,13 @@ def _finalists(best: Trial, rounds: Rounds, settled: Settled | None) -> list[Tri
 
 
 def _polished(
-    finalists: Sequence[Trial], settled: Settled | None, repair: str, ledger: Ledger, pool: Noting
+    finalists: Sequence[Trial], settled: Settled | None, winning: Callable[[Sequence[Trial]], Trial]
 ) -> tuple[Trial, Settled | None, bool]:
     """The finalist to answer with, and whether Ctrl-C came before it was known: then it is the first."""
     if len(finalists) == 1:
         return finalists[0], settled, False  # it is polished when it is written down
     try:
-        best = winner(finalists, repair, ledger, pool)
+        best = winning(finalists)
     except KeyboardInterrupt:
         return finalists[0], settled, True
     return best, settled and settled.answered(best), False

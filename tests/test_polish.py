@@ -12,6 +12,7 @@ from autoprune.fidelity import FULL, Fidelity
 from autoprune.ledger import Ledger
 from autoprune.polish import winner
 from autoprune.pruned import load_pruned
+from autoprune.reward import neg_loss
 from autoprune.scheme import Scheme
 from autoprune.trial import Measurement, Trial
 
@@ -86,6 +87,8 @@ def test_the_finalist_that_a_polish_leaves_best_is_the_answer(digits, tmp_path, 
     run = search(digits, tmp_path, **SEVERAL)
     trials = run.trials()
     tried = trials[trials.fidelity == f"recovery={REPAIR}"]
+    assert (tried.state == "PRUNED").all()
+    assert (tried.reward == -tried.loss).all()
     assert len(tried) == measured.count(Fidelity(recovery=REPAIR)) == 5
     rows = run.summary["rows"]
     assert rows["polished"]["loss"] == pytest.approx(tried.loss.min())
@@ -116,14 +119,14 @@ def trials(*losses):
 def test_what_is_recorded_is_not_polished_again_and_the_order_of_arrival_does_not_count() -> None:
     pool, ledger = Backwards(), Ledger(None, "protocol", ["group"])
     finalists = trials(0.4, 0.5, 0.6)
-    assert winner(finalists[:2], REPAIR, ledger, pool) is finalists[1]
-    assert winner(finalists, REPAIR, ledger, pool) is finalists[1]
+    assert winner(finalists[:2], REPAIR, ledger, pool, neg_loss) is finalists[1]
+    assert winner(finalists, REPAIR, ledger, pool, neg_loss) is finalists[1]
     assert pool.asked == [(2,), (1,), (3,)]
 
 
 def test_a_first_that_is_better_unpolished_stays_first() -> None:
     finalists = trials(0.05, 0.5)
-    assert winner(finalists, REPAIR, Ledger(None, "protocol", ["group"]), Backwards()) is finalists[0]
+    assert winner(finalists, REPAIR, Ledger(None, "protocol", ["group"]), Backwards(), neg_loss) is finalists[0]
 
 
 def test_a_polish_that_repairs_none_of_the_finalists_changes_nothing(digits, tmp_path) -> None:
@@ -134,7 +137,7 @@ def test_a_polish_that_repairs_none_of_the_finalists_changes_nothing(digits, tmp
 
 
 def test_after_a_break_the_best_so_far_is_the_answer(digits, tmp_path, monkeypatch) -> None:
-    def broken(*_):
+    def broken(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(problem, "winner", broken)
