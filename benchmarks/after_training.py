@@ -1,15 +1,15 @@
 """What the found widths are worth once the network is trained again, if only for a moment.
 
     AUTOPRUNE_DATA=... python benchmarks/after_training.py [--network resnet56] [--budgets macs=50% macs=30%]
-        [--trials 150] [--repair sequential,images=256] [--finalists 1] [--epochs 2]
+        [--trials 150] [--repair sequential,images=256] [--finalists 1] [--epochs 2] [--seeds 0]
         [--images 50000] [--precision bfloat16] [--root FOLDER]
 
 ResNets on CIFAR-10 (JPEG). Widths by equal rates, by one threshold on L1 norms or on Taylor scores over all layers, by
 FastNAS's bisection, and by the default searcher, which see candidates as ``--repair`` leaves them. Each answer is
 repaired in the same way (``sequential``, 2,048 images, two sweeps), and so are all ``--finalists`` of a search before
-one of them is its answer. It is then trained by the same recipe on the training images. Prints test accuracy before and
-after; test images are looked at once per cell. With ``--root``, a folder for one ``--repair``, a stopped benchmark goes
-on where it was.
+one of them is its answer. It is then trained by the same recipe on the training images, once per seed. Prints test
+accuracy before and after; test images are looked at once per figure. With ``--root``, a folder for one ``--repair``, a
+stopped benchmark goes on where it was.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--repair", default="sequential,images=256", help="of candidates")
     parser.add_argument("--finalists", type=int, default=1, help="of a search, polished")
     parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0], help="of the training")
     parser.add_argument("--images", type=int, default=50_000, help="training images")
     parser.add_argument("--precision", default="bfloat16")
     parser.add_argument("--workers", type=int, default=1)
@@ -84,12 +85,13 @@ def row(
     )  # fmt: skip
     rows = run.summary["rows"]
     better = min((rows["found"], rows["polished"]), key=lambda row: row["loss"])
-    place = run.folder / f"epochs-{recipe.epochs}"
-    trained = finish(dense, run.folder, splits, place, recipe)["rows"]["finetuned"]
+    trained = []
+    for seed in given.seeds:
+        place = run.folder / f"epochs-{recipe.epochs}{f'-seed-{seed}' if seed else ''}"
+        rows = finish(dense, run.folder, splits, place, replace(recipe, seed=seed))["rows"]
+        trained.append(f"{rows['finetuned']['test_accuracy']:.2%}")
     cells = [budget, way, str(run.summary["trials"]), f"{better['fractions']['macs']:.2%}", f"{better['loss']:.4f}"]
-    print(
-        "|", " | ".join([*cells, f"{better['test_accuracy']:.2%}", f"{trained['test_accuracy']:.2%}"]), "|", flush=True
-    )
+    print("|", " | ".join([*cells, f"{better['test_accuracy']:.2%}", ", ".join(trained)]), "|", flush=True)
 
 
 if __name__ == "__main__":
