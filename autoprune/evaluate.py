@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from autoprune import calibrated as calibration
 from autoprune import criteria, folding, layout, masking, recover, slicing
 from autoprune.cost import Cost, account, costs
 from autoprune.criteria import Criterion
@@ -341,10 +342,13 @@ class Evaluator:
                 losses.append(seen[-1].loss / max(1, seen[-1].answers))
                 if race is not None and race.is_lost(losses):
                     break
-        answers, *sums = (sum(column) for column in zip(*seen, strict=True)) if seen else (0,)
+        answers = sum(sums.answers for sums in seen)
         if not answers:
             raise UserError("there is no image to observe: give at least one batch")
-        found = Measurement(*(total / answers for total in sums))
+        loss, correct, divergence = (sum(column) / answers for column in list(zip(*seen, strict=True))[1:4])
+        tempered = [sums.tempered for sums in seen if sums.tempered is not None]
+        calibrated = calibration.least(torch.stack(tempered).sum(0) / answers) if tempered else math.nan
+        found = Measurement(loss, correct, divergence, calibrated_kl=calibrated)
         if race is None or math.isnan(found.loss):
             return found
         found = replace(found, losses=tuple(losses), seen=len(losses) / len(self._scored))
@@ -384,19 +388,23 @@ class _Sums(NamedTuple):
     loss: float
     correct: float
     divergence: float
+    tempered: Tensor | None
 
 
 def _sums(log_p: Tensor, labels: Any, dense: Tensor | None) -> _Sums:
     """What log-probabilities (images, classes, …) are worth; ``dense`` are those of the dense network."""
     loss = correct = divergence = math.nan
+    tempered = None
     if dense is not None:
-        divergence = float(functional.kl_div(log_p, dense[: len(log_p)], reduction="sum", log_target=True))
+        dense = dense[: len(log_p)]
+        divergence = float(functional.kl_div(log_p, dense, reduction="sum", log_target=True))
+        tempered = calibration.divergences(log_p, dense)
     classes = class_labels(labels) if log_p.dim() == 2 else None
     if classes is not None:
         classes = classes.to(log_p.device)
         loss = float(functional.nll_loss(log_p, classes, reduction="sum"))
         correct = float((log_p.argmax(1) == classes).sum())
-    return _Sums(log_p.numel() // log_p.shape[1], loss, correct, divergence)
+    return _Sums(log_p.numel() // log_p.shape[1], loss, correct, divergence, tempered)
 
 
 def _own(found: Any) -> Measurement:

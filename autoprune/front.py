@@ -26,7 +26,11 @@ from autoprune.trial import Measurement, Trial
 
 SCATTER = "front.svg"
 MINIMIZE: Direction = "minimize"
-BETTER: Mapping[str, Direction] = {REWARD: "maximize", "accuracy": "maximize", "loss": MINIMIZE, "kl": MINIMIZE}
+BETTER: Mapping[str, Direction] = {
+    REWARD: "maximize",
+    "accuracy": "maximize",
+    **dict.fromkeys(("loss", "kl", "calibrated_kl"), MINIMIZE),
+}
 WORST: Mapping[str, float] = {"accuracy": 0.0}
 """Where hypervolumes count from; the dense network's cost for costs, and for all else the worst that was seen."""
 
@@ -136,9 +140,10 @@ def _reference(objective: Objective, values: NDArray[np.float64]) -> float:
 def objectives(given: str | Sequence[str | Reward], dense: Measurement) -> tuple[Objective, ...]:
     """Objectives as a person names them, several in a list or with commas between, held against what is measured.
 
-    A name is "reward", "accuracy" (higher is better), "loss", "kl", a cost (lower is better), or, higher being
-    better unless "-" stands before it, a metric of one's own ``evaluate``, a reward or a ``package.module:function`` of
-    the measurement. ``dense`` is the dense network's measurement: what it does not have is refused.
+    A name is "reward", "accuracy" (higher is better), "loss", "kl", "calibrated_kl", a cost (lower is better), or,
+    higher being better unless "-" stands before it, a metric of one's own ``evaluate``, a reward or a
+    ``package.module:function`` of the measurement. ``dense`` is the dense network's measurement: what it does not
+    have is refused.
     """
     items = given.split(",") if isinstance(given, str) else given
     chosen = tuple(_objective(item, dense) for item in items)

@@ -44,5 +44,12 @@ class Objective:
 
 def numbers(m: Measurement) -> dict[str, float]:
     """What was measured: accuracy, loss and KL, metrics of one's own, costs as fractions of the dense network's."""
-    known = {"accuracy": m.accuracy, "loss": m.loss, "kl": m.kl, **m.metrics, **m.fractions}
+    known = {
+        "accuracy": m.accuracy,
+        "loss": m.loss,
+        "kl": m.kl,
+        "calibrated_kl": m.calibrated_kl,
+        **m.metrics,
+        **m.fractions,
+    }
     return {name: value for name, value in known.items() if not math.isnan(value)}

@@ -109,8 +109,8 @@ Reward = Annotated[
     str,
     option(
         REPAIR,
-        "neg_loss, neg_kl, accuracy, amc_err, amc_flops, amc_param, latency_penalised, constraint_punish or "
-        "package.module:function",
+        "neg_loss, neg_kl, neg_calibrated_kl, accuracy, amc_err, amc_flops, amc_param, latency_penalised, "
+        "constraint_punish or package.module:function",
     ),
 ]
 RewardSettings = Annotated[

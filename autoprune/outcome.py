@@ -26,7 +26,6 @@ from autoprune.front import Front
 from autoprune.latency.conditions import Conditions
 from autoprune.latency.meter import Meter, here
 from autoprune.objective import Objective
-from autoprune.polish import damage
 from autoprune.pruned import save_pruned
 from autoprune.references import stable_name
 from autoprune.run import HISTORY, PICTURE, SUMMARY, Run, read_json, write_json
@@ -93,7 +92,7 @@ def write(found: Outcome, folder: Path, example: Example, test: Any, seen: Seen)
         polished = replace(seen_now, costs=best.measurement.costs, fractions=best.measurement.fractions)
         rows["polished"] = _row(polished) | {"latency": rows["found"]["latency"]}
         schemes["polished"] = (best.scheme, fidelity)
-        if damage(polished) < damage(best.measurement):
+        if _damage(polished) < _damage(best.measurement):
             answer, measurement = "polished", polished
     summary = {
         "rows": rows,
@@ -136,6 +135,12 @@ def write(found: Outcome, folder: Path, example: Example, test: Any, seen: Seen)
         front.draw(folder, f"{config['name']}: what was found")
     write_json(folder / SUMMARY, summary)
     return Run(folder, config, summary, scheme, space, networks[answer])
+
+
+def _damage(measurement: Measurement) -> float:
+    """What a repair is judged by: the validation loss, else the divergence from the dense network."""
+    values = [value for value in (measurement.loss, measurement.kl) if math.isfinite(value)]
+    return values[0] if values else math.inf
 
 
 def finish(found: Outcome, function: Finish, run: Run, test: Any) -> Run:

@@ -6,7 +6,6 @@ images wide layers look worse than they are. So several finalists may be polishe
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
@@ -25,23 +24,16 @@ class Measuring(Protocol):
         ...
 
 
-def damage(measurement: Measurement) -> float:
-    """What a repair is judged by: the validation loss, else the divergence from the dense network."""
-    values = [value for value in (measurement.loss, measurement.kl) if math.isfinite(value)]
-    return values[0] if values else math.inf
-
-
 def winner(finalists: Sequence[Trial], repair: str, ledger: Ledger, pool: Measuring, reward: Reward) -> Trial:
-    """The finalist that is left with the least damage by the repair, or without it: then it is the first that wins.
+    """The finalist with the highest ``reward`` after the repair, or without it: then it is the first that wins.
 
-    Repairs are measured like candidates, and recorded with their ``reward``; those that the ledger knows are not
-    measured again.
+    Repairs are measured like candidates, and recorded; those that the ledger knows are not measured again.
     """
     fidelity = Fidelity(recovery=repair)
     missing = [trial.scheme for trial in finalists if ledger.find(trial.scheme, fidelity) is None]
     for scheme, measurement in pool.measure(missing, fidelity):
         ledger.append(scheme, measurement, score(reward, measurement), fidelity)
     left = {trial.scheme: ledger.find(trial.scheme, fidelity) for trial in finalists}
-    polished = {scheme: damage(seen) for scheme, seen in left.items() if seen is not None}
-    first, best = finalists[0], min(finalists, key=lambda trial: polished[trial.scheme])
-    return best if polished[best.scheme] < damage(first.measurement) else first
+    worth = {scheme: score(reward, seen) for scheme, seen in left.items() if seen is not None}
+    first, best = finalists[0], max(finalists, key=lambda trial: worth[trial.scheme])
+    return best if worth[best.scheme] > first.reward else first

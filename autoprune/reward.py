@@ -17,7 +17,7 @@ from typing import Any, SupportsFloat, SupportsIndex
 from autoprune import settings
 from autoprune.errors import UserError
 from autoprune.references import function
-from autoprune.trial import Measurement
+from autoprune.trial import NUMBERS, Measurement
 
 Reward = Callable[[Measurement], float]
 
@@ -38,6 +38,11 @@ def neg_loss(m: Measurement) -> float:
 def neg_kl(m: Measurement) -> float:
     """Minus KL(dense || candidate): how faithful the candidate is to the dense model; needs no labels."""
     return -m.kl
+
+
+def neg_calibrated_kl(m: Measurement) -> float:
+    """Minus KL(dense || candidate) at the candidate's best temperature: what training may not mend in a moment."""
+    return -m.calibrated_kl
 
 
 def amc_err(m: Measurement) -> float:
@@ -100,6 +105,7 @@ REWARDS: Mapping[str, Reward] = {
         neg_loss,
         accuracy,
         neg_kl,
+        neg_calibrated_kl,
         amc_err,
         amc_flops,
         amc_param,
@@ -145,7 +151,7 @@ def score(reward: Reward, measurement: Measurement) -> float:
         raise UserError(f"reward {_name(reward)} returned {shown}: a reward must be a finite number")
     if math.isfinite(value):
         return value
-    missing = [name for name in ("loss", "accuracy", "kl") if math.isnan(getattr(measurement, name))]
+    missing = [name for name in NUMBERS if math.isnan(getattr(measurement, name))]
     if math.isnan(value) and missing:
         reason = f"reward {_name(reward)} is nan: the measurement has no {', no '.join(missing)}"
         raise UserError(f"{reason}; {_remedy(measurement)}")

@@ -10,16 +10,18 @@ from typing import Any
 from autoprune.fidelity import FULL, Fidelity
 from autoprune.scheme import Scheme
 
+NUMBERS = ("loss", "accuracy", "kl", "calibrated_kl")
+
 
 @dataclass(frozen=True)
 class Measurement:
     """What the evaluator saw. Expensive, so it is stored; rewards are recomputed from it.
 
-    ``loss`` is the mean validation loss, ``kl`` the mean divergence KL(dense || candidate) of the
-    class probabilities, ``accuracy`` a fraction in [0, 1]; each is NaN where the task has no such
-    thing. ``costs`` are absolute, ``fractions`` relative to the dense model. ``seconds`` are per phase.
-    ``metrics`` is what a user's own ``evaluate`` returned. A candidate that failed carries its reason in
-    ``error`` and no numbers.
+    ``loss`` is the mean validation loss, ``kl`` the mean divergence KL(dense || candidate) of the class probabilities,
+    ``calibrated_kl`` the same at the candidate's best temperature (:mod:`autoprune.calibrated`), ``accuracy`` a
+    fraction in [0, 1]; each is NaN where the task has no such thing. ``costs`` are absolute, ``fractions`` relative to
+    the dense model. ``seconds`` are per phase. ``metrics`` is what a user's own ``evaluate`` returned. A candidate that
+    failed carries its reason in ``error`` and no numbers.
 
     In a race ``losses`` are the mean losses of the validation batches, in their order. A candidate that was stopped has
     ``seen`` only a share of the images: its ``loss`` is what it would have been on all of them, as far as the race
@@ -36,6 +38,7 @@ class Measurement:
     error: str | None = None
     losses: tuple[float, ...] = ()
     seen: float = 1.0
+    calibrated_kl: float = math.nan
 
     @property
     def failed(self) -> bool:
@@ -50,7 +53,7 @@ class Measurement:
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready record (NaN becomes None); the inverse of :meth:`from_dict`."""
         record = asdict(self)
-        for name in ("loss", "accuracy", "kl"):
+        for name in NUMBERS:
             if math.isnan(record[name]):
                 record[name] = None
         if not self.losses:  # measured outside of any race
@@ -61,7 +64,7 @@ class Measurement:
     def from_dict(cls, record: Mapping[str, Any]) -> Measurement:
         """Read a record of :meth:`to_dict`."""
         values = dict(record)
-        for name in ("loss", "accuracy", "kl"):
+        for name in NUMBERS:
             if values.get(name) is None:
                 values[name] = math.nan
         return cls(**values | {"losses": tuple(values.get("losses", ()))})

@@ -1,15 +1,15 @@
 """What the found widths are worth once the network is trained again, if only for a moment.
 
     AUTOPRUNE_DATA=... python benchmarks/after_training.py [--network resnet56] [--budgets macs=50% macs=30%]
-        [--trials 150] [--repair sequential,images=256] [--finalists 1] [--epochs 2] [--seeds 0]
+        [--trials 150] [--repair sequential,images=256] [--reward neg_loss] [--finalists 1] [--epochs 2] [--seeds 0]
         [--images 50000] [--precision bfloat16] [--root FOLDER]
 
 ResNets on CIFAR-10 (JPEG). Widths by equal rates, by one threshold on L1 norms or on Taylor scores over all layers, by
-FastNAS's bisection, and by the default searcher, which see candidates as ``--repair`` leaves them. Each answer is
-repaired in the same way (``sequential``, 2,048 images, two sweeps), and so are all ``--finalists`` of a search before
-one of them is its answer. It is then trained by the same recipe on the training images, once per seed. Prints test
-accuracy before and after; test images are looked at once per figure. With ``--root``, a folder for one ``--repair``, a
-stopped benchmark goes on where it was.
+FastNAS's bisection, and by the default searcher, which see candidates as ``--repair`` leaves them and as ``--reward``
+judges them. Each answer is repaired in the same way (``sequential``, 2,048 images, two sweeps), and so are all
+``--finalists`` of a search before one of them is its answer. It is then trained by the same recipe on the training
+images, once per seed. Prints test accuracy before and after; test images are looked at once per figure. With
+``--root``, a folder for one ``--repair`` and ``--reward``, a stopped benchmark goes on where it was.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--trials", type=int, default=150)
     parser.add_argument("--repair", default="sequential,images=256", help="of candidates")
+    parser.add_argument("--reward", default="neg_loss", help="of candidates")
     parser.add_argument("--finalists", type=int, default=1, help="of a search, polished")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0], help="of the training")
@@ -80,7 +81,7 @@ def row(
     run = api.search(
         dense, torch.zeros(1, 3, 32, 32), splits.calibration, splits.validation, test=splits.test, budget=budget,
         searcher=searcher, criterion=criterion, recovery=given.repair, polish=POLISH, finalists=given.finalists,
-        trials=given.trials, precision=given.precision, workers=given.workers, root=root, run=name,
+        reward=given.reward, trials=given.trials, precision=given.precision, workers=given.workers, root=root, run=name,
         ledger=root / f"{criterion}.jsonl",
     )  # fmt: skip
     rows = run.summary["rows"]

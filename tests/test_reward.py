@@ -24,6 +24,7 @@ SEEN = Measurement(
     loss=0.7,
     accuracy=1 - ERROR,
     kl=0.3,
+    calibrated_kl=0.2,
     costs={"macs": MACS, "params": PARAMS, "latency": SECONDS},
     fractions={"macs": 0.4, "params": 0.3, "latency": 0.8},
 )
@@ -39,6 +40,7 @@ def frugal(m: Measurement, weight: float = 0.2) -> float:
         ("accuracy", 1 - ERROR),
         ("neg_loss", -0.7),
         ("neg_kl", -0.3),
+        ("neg_calibrated_kl", -0.2),
         ("amc_err", -ERROR),
         ("amc_flops", -ERROR * math.log(MACS)),
         ("amc_param", -ERROR * math.log(PARAMS)),
@@ -56,7 +58,9 @@ def test_the_default_is_built_in_and_needs_no_accuracy() -> None:
 
 @pytest.mark.parametrize("name", REWARDS)
 def test_every_built_in_reward_prefers_the_better_of_two_candidates(name: str) -> None:
-    better = Measurement(loss=0.1, accuracy=0.95, kl=0.01, costs=SEEN.costs, fractions=SEEN.fractions)
+    better = Measurement(
+        loss=0.1, accuracy=0.95, kl=0.01, calibrated_kl=0.01, costs=SEEN.costs, fractions=SEEN.fractions
+    )
     assert score(find(name), better) > score(find(name), SEEN)
 
 
@@ -170,7 +174,9 @@ def test_a_failed_candidate_is_worth_minus_infinity_and_never_reaches_the_reward
 
 
 def test_a_reward_that_lacks_its_number_is_refused_naming_those_that_work() -> None:
-    with pytest.raises(UserError, match=r"reward accuracy is nan: .*no accuracy, no kl; choose neg_loss$"):
+    with pytest.raises(
+        UserError, match=r"reward accuracy is nan: .*no accuracy, no kl, no calibrated_kl; choose neg_loss$"
+    ):
         score(REWARDS["accuracy"], Measurement(loss=1.0))
     with pytest.raises(UserError, match=r"amc_flops needs 'macs'.*; choose neg_loss or accuracy or amc_err$"):
         score(REWARDS["amc_flops"], Measurement(loss=1.0, accuracy=0.5))
