@@ -39,7 +39,7 @@ Finish = Callable[[nn.Module], nn.Module | None]
 Seen = dict[tuple[Scheme, Fidelity] | None, dict[str, float]]
 """Test accuracy and loss by scheme and fidelity; None is the dense network."""
 SEEN = ("test_accuracy", "test_loss")
-SHOWN = ("accuracy", "loss", "kl", "costs", "fractions", "metrics")
+SHOWN = ("accuracy", "loss", "kl", "calibrated_kl", "costs", "fractions", "metrics")
 
 
 @dataclass(frozen=True, eq=False)

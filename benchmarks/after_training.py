@@ -64,8 +64,8 @@ def main() -> None:
     splits = replace(splits, train=lambda: first(list(every()), given.images))
     recipe = Recipe(given.epochs, lr=0.02, augment="crop")
     print(f"{given.network}, {given.trials} trials, {recipe}\n")
-    print("| budget | widths by | trials | MACs | validation loss | test, repaired | test, trained |")
-    print("|---|---|---|---|---|---|---|")
+    print("| budget | widths by | trials | MACs | validation loss | calibrated KL | test, repaired | test, trained |")
+    print("|---|---|---|---|---|---|---|---|")
     for budget in given.budgets:
         for way in given.ways:
             dense = models.load(f"autoprune:{given.network}", folder / f"{given.network}-cifar10-jpeg.pt").eval()
@@ -91,8 +91,9 @@ def row(
         place = run.folder / f"epochs-{recipe.epochs}{f'-seed-{seed}' if seed else ''}"
         rows = finish(dense, run.folder, splits, place, replace(recipe, seed=seed))["rows"]
         trained.append(f"{rows['finetuned']['test_accuracy']:.2%}")
-    cells = [budget, way, str(run.summary["trials"]), f"{better['fractions']['macs']:.2%}", f"{better['loss']:.4f}"]
-    print("|", " | ".join([*cells, f"{better['test_accuracy']:.2%}", ", ".join(trained)]), "|", flush=True)
+    cells = [budget, way, str(run.summary["trials"]), f"{better['fractions']['macs']:.2%}"]
+    cells += [f"{better['loss']:.4f}", f"{better['calibrated_kl']:.4f}", f"{better['test_accuracy']:.2%}"]
+    print("|", " | ".join([*cells, ", ".join(trained)]), "|", flush=True)
 
 
 if __name__ == "__main__":
