@@ -1,8 +1,8 @@
 """Divergence from the dense network once a candidate's confidence is set right.
 
 A repaired network is often too sure of itself, or too unsure. One temperature mends that and changes no decision
-(temperature scaling: Guo, Pleiss, Sun and Weinberger, ICML 2017), so what is left at the best temperature says more
-about the widths than what is there before: a moment of training finds the right confidence by itself.
+(temperature scaling: Guo, Pleiss, Sun and Weinberger, ICML 2017); what is left at the best temperature is about the
+decisions.
 """
 
 from __future__ import annotations

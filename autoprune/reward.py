@@ -41,7 +41,7 @@ def neg_kl(m: Measurement) -> float:
 
 
 def neg_calibrated_kl(m: Measurement) -> float:
-    """Minus KL(dense || candidate) at the candidate's best temperature: what training may not mend in a moment."""
+    """Minus KL(dense || candidate) at the candidate's best temperature: how sure it is does not count."""
     return -m.calibrated_kl
 
 
