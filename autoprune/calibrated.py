@@ -21,7 +21,7 @@ def divergences(log_p: Tensor, dense: Tensor) -> Tensor:
     ``log_p`` and ``dense`` are log-probabilities (images, classes, ...).
     """
     tempered = (functional.log_softmax(power * log_p, 1) for power in POWERS.tolist())
-    return torch.stack([functional.kl_div(p, dense, reduction="sum", log_target=True) for p in tempered]).double().cpu()
+    return torch.stack([functional.kl_div(p, dense, reduction="sum", log_target=True) for p in tempered]).cpu().double()
 
 
 def least(values: Tensor) -> float:
