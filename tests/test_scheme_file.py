@@ -26,6 +26,7 @@ from autoprune.exporters.scheme_file import (
 )
 from autoprune.scheme import Scheme
 from autoprune.space import SearchSpace
+from autoprune.trial import Measurement
 from toy import chain, mixed
 
 SPACES = {"chain": chain([8, 12, 16]), "mixed": mixed()}
@@ -279,6 +280,13 @@ def test_the_schema_is_a_schema_of_the_newest_version():
     assert schema()["properties"]["format"] == {"const": FORMAT}
     assert set(FACTS) == set(SECTIONS)
     assert set(schema()["properties"]) == {"format", "version", "granularity", "groups", *SECTIONS}
+
+
+@pytest.mark.parametrize("raced", [{}, {"losses": (0.4, 0.6), "seen": 0.5}])
+def test_a_measurement_is_valid_under_the_schema_whatever_it_holds(raced):
+    measured = Measurement(0.5, math.nan, 0.2, {"macs": 5.0}, {"macs": 0.5}, {"total": 1.0}, {"f1": 0.4}, **raced)
+    facts = {"measurement": measured.to_dict()}
+    VALIDATOR.validate(json.loads(export(SPACES["chain"].dense, SPACES["chain"], facts=facts)))
 
 
 @pytest.mark.parametrize("name", SPACES)
