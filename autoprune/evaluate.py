@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autoprune import calibrated as calibration
 from autoprune import criteria, folding, layout, masking, recover, slicing
+from autoprune.calibrated import POWERS, divergences, least
 from autoprune.cost import Cost, account, costs
 from autoprune.criteria import Criterion
 from autoprune.errors import UserError
@@ -345,10 +345,8 @@ class Evaluator:
         answers = sum(sums.answers for sums in seen)
         if not answers:
             raise UserError("there is no image to observe: give at least one batch")
-        loss, correct, divergence = (sum(column) / answers for column in list(zip(*seen, strict=True))[1:4])
-        tempered = [sums.tempered for sums in seen if sums.tempered is not None]
-        calibrated = calibration.least(torch.stack(tempered).sum(0) / answers) if tempered else math.nan
-        found = Measurement(loss, correct, divergence, calibrated_kl=calibrated)
+        _, loss, accuracy, kl, tempered = (sum(column) / answers for column in zip(*seen, strict=True))
+        found = Measurement(loss, accuracy, kl, calibrated_kl=least(tempered))
         if race is None or math.isnan(found.loss):
             return found
         found = replace(found, losses=tuple(losses), seen=len(losses) / len(self._scored))
@@ -388,17 +386,17 @@ class _Sums(NamedTuple):
     loss: float
     correct: float
     divergence: float
-    tempered: Tensor | None
+    tempered: Tensor
 
 
 def _sums(log_p: Tensor, labels: Any, dense: Tensor | None) -> _Sums:
     """What log-probabilities (images, classes, …) are worth; ``dense`` are those of the dense network."""
     loss = correct = divergence = math.nan
-    tempered = None
+    tempered = math.nan * POWERS
     if dense is not None:
         dense = dense[: len(log_p)]
         divergence = float(functional.kl_div(log_p, dense, reduction="sum", log_target=True))
-        tempered = calibration.divergences(log_p, dense)
+        tempered = divergences(log_p, dense)
     classes = class_labels(labels) if log_p.dim() == 2 else None
     if classes is not None:
         classes = classes.to(log_p.device)

@@ -97,16 +97,14 @@ class Rounds:
 
 @dataclass(frozen=True, eq=False)
 class Settled:
-    """The answer, every network's timing of the round that decided, and whether the budget is met as measured.
+    """The answer, and every network's timing of the round that decided.
 
-    ``limit`` is what was asked for, in milliseconds; ``error`` what was granted for the error of measuring.
+    ``limit`` is what was asked for, in milliseconds.
     """
 
     best: Trial
     timings: Timings
     limit: float
-    error: float
-    met: bool
     rounds: int
     dense: Timing
 
@@ -115,14 +113,20 @@ class Settled:
         """Milliseconds of the answer."""
         return self.timings[self.best.scheme.kept].median
 
+    @property
+    def error(self) -> float:
+        """What was granted the answer for the error of measuring it."""
+        return granted(self.timings[self.best.scheme.kept])
+
+    @property
+    def met(self) -> bool:
+        """Whether the answer meets the budget as measured."""
+        return self.holds(self.best.scheme)
+
     def holds(self, scheme: Scheme) -> bool:
         """Whether the scheme was timed, and meets the budget as measured."""
         timing = self.timings.get(scheme.kept)
         return timing is not None and timing.median <= self.limit * (1 + granted(timing))
-
-    def answered(self, best: Trial) -> Settled:
-        """The same, with another answer that was timed."""
-        return replace(self, best=best, error=granted(self.timings[best.scheme.kept]))
 
     def facts(self) -> dict[str, float | int | bool]:
         """What a summary tells."""
@@ -169,11 +173,8 @@ class Finals:
                 limit *= dense.median / self.budget.costs[LATENCY](space.dense)
             tried = []
             for trial in best:
-                timing = timings[trial.scheme.kept]
-                error = granted(timing)
-                met = timing.median <= limit * (1 + error)
-                tried.append(Settled(trial, timings, limit, error, met, number, dense))
-                if met:
+                tried.append(Settled(trial, timings, limit, number, dense))
+                if tried[-1].met:
                     return tried[-1]
             seen += tried
             over = min(settled.measured for settled in tried) / limit

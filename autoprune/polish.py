@@ -6,22 +6,13 @@ images wide layers look worse than they are. So several finalists may be polishe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Sequence
 
 from autoprune.fidelity import Fidelity
 from autoprune.ledger import Ledger
+from autoprune.pool import Measuring
 from autoprune.reward import Reward, score
-from autoprune.scheme import Scheme
-from autoprune.trial import Measurement, Trial
-
-
-class Measuring(Protocol):
-    """What measures schemes, see :class:`autoprune.pool.Pool`."""
-
-    def measure(self, schemes: Iterable[Scheme], fidelity: Fidelity) -> Iterator[tuple[Scheme, Measurement]]:
-        """Each scheme with its measurement, in the order of arrival."""
-        ...
+from autoprune.trial import Trial
 
 
 def winner(finalists: Sequence[Trial], repair: str, ledger: Ledger, pool: Measuring, reward: Reward) -> Trial:

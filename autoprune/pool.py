@@ -20,8 +20,8 @@ from autoprune.trial import Measurement
 RETRIES = 2
 
 
-class Pool(Protocol):
-    """Measures schemes; close it, or use it as a context, when nothing more is to be measured."""
+class Measuring(Protocol):
+    """Measures schemes."""
 
     def measure(self, schemes: Iterable[Scheme], fidelity: Fidelity) -> Iterator[tuple[Scheme, Measurement]]:
         """Each scheme with its measurement, in the order of arrival.
@@ -30,6 +30,10 @@ class Pool(Protocol):
         the rest unmeasured.
         """
         ...
+
+
+class Pool(Measuring, Protocol):
+    """Measures schemes; close it, or use it as a context, when nothing more is to be measured."""
 
     def close(self) -> None:
         """Give everything back; what is still being measured is lost."""

@@ -30,7 +30,7 @@ from autoprune.listeners import Listener, Listeners, farewell, together
 from autoprune.loop import Loop, Stop
 from autoprune.objective import Objective
 from autoprune.polish import winner
-from autoprune.pool import InProcess, Pool, Workers
+from autoprune.pool import InProcess, Measuring, Pool, Workers
 from autoprune.references import function, stable_name
 from autoprune.reward import REWARDS, Reward, score
 from autoprune.run import LEDGER, ROOT, Run, make_folder, new_name, prepare, surroundings
@@ -348,7 +348,7 @@ def _polished(
         best = winning(finalists)
     except KeyboardInterrupt:
         return finalists[0], settled, True
-    return best, settled and settled.answered(best), False
+    return best, settled and replace(settled, best=best), False
 
 
 def _told(stop: Stop, tell: Listener, measuring: Noting) -> Stop:
@@ -371,7 +371,7 @@ def _reward(trial: Trial) -> float:
     return trial.reward
 
 
-def drive(loop: Loop, pool: Pool | Noting) -> bool:
+def drive(loop: Loop, pool: Measuring) -> bool:
     """Run the loop to its end; whether Ctrl-C ended it. A stop rule in the middle of a batch leaves its rest out."""
     try:
         while schemes := loop.ask():

@@ -123,7 +123,7 @@ def test_another_finalist_may_be_the_answer_if_it_was_timed_and_is_fast_enough(t
     assert {kept for kept in settled.timings if settled.holds(Scheme(kept))} == fast
     assert not settled.holds(Scheme((1, 1, 1)))  # fast, but nobody has timed it
     other = next(Trial(Scheme(kept), Measurement(costs={"latency": 2.0}), 0.0) for kept in sorted(fast))
-    facts = settled.answered(other).facts()
+    facts = replace(settled, best=other).facts()
     assert facts["measured"] == settled.timings[other.scheme.kept].median
     assert (facts["predicted"], facts["met"]) == (2.0, True)
 
