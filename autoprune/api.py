@@ -266,9 +266,9 @@ def search(
     is still the trial with the highest reward. Without a ``searcher`` it is "auto", or "optuna" with objectives.
 
     ``polish`` names a repair for the answer alone, more thorough than that of candidates
-    (``"sequential,sweeps=2"``). The polished network is a further row, and it is what is saved if its validation
-    loss is lower. As many ``finalists`` as are asked for, the best trials, are polished, by the workers, and the one
-    that is best then is the answer (:mod:`autoprune.polish`).
+    (``"sequential,sweeps=2"``). The polished network is a further row, and it is what is saved if its reward is
+    higher: the last row of a summary is the network in the folder. As many ``finalists`` as are asked for, the best
+    trials, are polished, by the workers, and the one that is best then is the answer (:mod:`autoprune.polish`).
 
     With ``race``, such as 0.01, a candidate is stopped when a paired test on the validation batches says that it cannot
     beat the best scheme before it; that is the probability of stopping a better one, see :mod:`autoprune.race`.

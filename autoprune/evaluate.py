@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from autoprune import criteria, folding, layout, masking, recover, slicing
-from autoprune.calibrated import POWERS, divergences, least
+from autoprune.calibrated import AS_IT_IS, POWERS, divergences, least
 from autoprune.cost import Cost, account, costs
 from autoprune.criteria import Criterion
 from autoprune.errors import UserError
@@ -224,7 +224,7 @@ class Evaluator:
         _ = self._dense_answers
         start = time.perf_counter()
         observed = self.observe(self._folded(copy.deepcopy(self.model)))
-        return self._finish(observed, self.space.dense, {"validate": time.perf_counter() - start})
+        return self.complete(observed, self.space.dense, {"validate": time.perf_counter() - start})
 
     def prepare(self) -> None:
         """Compute now what is computed once, so that copies of this evaluator have it."""
@@ -315,7 +315,7 @@ class Evaluator:
             observed = self.observe(self._folded(model), share=fidelity.share, race=fidelity.race)
             seconds["total"] = time.perf_counter() - start
             seconds["validate"] = seconds["total"] - seconds["recover"]
-            return self._finish(observed, scheme, seconds)
+            return self.complete(observed, scheme, seconds)
         except Exception as error:  # noqa: BLE001 - a candidate may break in any way; the search goes on
             seconds["total"] = time.perf_counter() - start
             return Measurement(seconds=seconds, error=f"{type(error).__name__}: {error}".splitlines()[0])
@@ -345,8 +345,8 @@ class Evaluator:
         answers = sum(sums.answers for sums in seen)
         if not answers:
             raise UserError("there is no image to observe: give at least one batch")
-        _, loss, accuracy, kl, tempered = (sum(column) / answers for column in zip(*seen, strict=True))
-        found = Measurement(loss, accuracy, kl, calibrated_kl=least(tempered))
+        _, loss, accuracy, tempered = (sum(column) / answers for column in zip(*seen, strict=True))
+        found = Measurement(loss, accuracy, float(tempered[AS_IT_IS]), calibrated_kl=least(tempered))
         if race is None or math.isnan(found.loss):
             return found
         found = replace(found, losses=tuple(losses), seen=len(losses) / len(self._scored))
@@ -367,8 +367,8 @@ class Evaluator:
             )
         return functional.log_softmax(answer, 1)
 
-    def _finish(self, observed: Measurement, scheme: Scheme, seconds: Mapping[str, float]) -> Measurement:
-        """With its costs; failed if a number that the task has is not finite."""
+    def complete(self, observed: Measurement, scheme: Scheme, seconds: Mapping[str, float]) -> Measurement:
+        """What was observed of a network with a scheme's costs; failed if a number that the task has is not finite."""
         values = dict(observed.metrics)
         if self.evaluate is None:
             values = {"kl": observed.kl} | ({} if math.isnan(observed.accuracy) else {"loss": observed.loss})
@@ -385,24 +385,21 @@ class _Sums(NamedTuple):
     answers: int
     loss: float
     correct: float
-    divergence: float
     tempered: Tensor
 
 
 def _sums(log_p: Tensor, labels: Any, dense: Tensor | None) -> _Sums:
     """What log-probabilities (images, classes, …) are worth; ``dense`` are those of the dense network."""
-    loss = correct = divergence = math.nan
+    loss = correct = math.nan
     tempered = math.nan * POWERS
     if dense is not None:
-        dense = dense[: len(log_p)]
-        divergence = float(functional.kl_div(log_p, dense, reduction="sum", log_target=True))
-        tempered = divergences(log_p, dense)
+        tempered = divergences(log_p, dense[: len(log_p)])
     classes = class_labels(labels) if log_p.dim() == 2 else None
     if classes is not None:
         classes = classes.to(log_p.device)
         loss = float(functional.nll_loss(log_p, classes, reduction="sum"))
         correct = float((log_p.argmax(1) == classes).sum())
-    return _Sums(log_p.numel() // log_p.shape[1], loss, correct, divergence, tempered)
+    return _Sums(log_p.numel() // log_p.shape[1], loss, correct, tempered)
 
 
 def _own(found: Any) -> Measurement:

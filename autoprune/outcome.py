@@ -28,6 +28,7 @@ from autoprune.latency.meter import Meter, here
 from autoprune.objective import Objective
 from autoprune.pruned import save_pruned
 from autoprune.references import stable_name
+from autoprune.reward import Reward, score
 from autoprune.run import HISTORY, PICTURE, SUMMARY, Run, read_json, write_json
 from autoprune.scheme import Scheme
 from autoprune.slicing import Kept
@@ -46,9 +47,10 @@ SHOWN = ("accuracy", "loss", "kl", "calibrated_kl", "costs", "fractions", "metri
 class Outcome:
     """How a search ended: what measured it and what was asked for, its answer, the uniform scheme's trial, all trials.
 
-    ``ended`` says why, ``interrupted`` whether it was by Ctrl-C; ``objectives`` are what fronts are about. ``meter``
-    times the networks (None: this machine, as it is), ``settled`` is what it said where latency is capped. ``polish``
-    is a repair for the answer alone, more thorough than that of candidates.
+    ``reward`` judged the trials, and judges the polish. ``ended`` says why the search ended, ``interrupted`` whether it
+    was by Ctrl-C; ``objectives`` are what fronts are about. ``meter`` times the networks (None: this machine, as it
+    is), ``settled`` is what it said where latency is capped. ``polish`` is a repair for the answer alone, more thorough
+    than that of candidates.
     """
 
     evaluator: Evaluator
@@ -56,6 +58,7 @@ class Outcome:
     best: Trial
     uniform: Trial
     loop: Rounds
+    reward: Reward
     ended: str | None
     interrupted: bool
     objectives: tuple[Objective, ...]
@@ -67,7 +70,8 @@ class Outcome:
 def write(found: Outcome, folder: Path, example: Example, test: Any, seen: Seen) -> Run:
     """Prune for real, compare with the dense network and uniform rates, and write everything down.
 
-    ``seen`` is what the test set has been shown already, and grows by what it is shown now.
+    The last row of the summary is the network that is saved. ``seen`` is what the test set has been shown already, and
+    grows by what it is shown now.
     """
     evaluator, config, best, uniform, loop = found.evaluator, found.config, found.best, found.uniform, found.loop
     space = evaluator.space
@@ -88,12 +92,13 @@ def write(found: Outcome, folder: Path, example: Example, test: Any, seen: Seen)
     if found.polish is not None:
         fidelity = Fidelity(recovery=found.polish)
         networks["polished"] = evaluator.candidate(best.scheme, fidelity)
-        seen_now = evaluator.observe(networks["polished"])
-        polished = replace(seen_now, costs=best.measurement.costs, fractions=best.measurement.fractions)
+        observed = evaluator.observe(networks["polished"])
+        polished = replace(observed, costs=best.measurement.costs, fractions=best.measurement.fractions)
         rows["polished"] = _row(polished) | {"latency": rows["found"]["latency"]}
         schemes["polished"] = (best.scheme, fidelity)
-        if _damage(polished) < _damage(best.measurement):
+        if score(found.reward, evaluator.complete(observed, best.scheme, {})) > best.reward:
             answer, measurement = "polished", polished
+        rows[answer] = rows.pop(answer)
     summary = {
         "rows": rows,
         "kept": list(best.scheme.kept),
@@ -135,12 +140,6 @@ def write(found: Outcome, folder: Path, example: Example, test: Any, seen: Seen)
         front.draw(folder, f"{config['name']}: what was found")
     write_json(folder / SUMMARY, summary)
     return Run(folder, config, summary, scheme, space, networks[answer])
-
-
-def _damage(measurement: Measurement) -> float:
-    """What a repair is judged by: the validation loss, else the divergence from the dense network."""
-    values = [value for value in (measurement.loss, measurement.kl) if math.isfinite(value)]
-    return values[0] if values else math.inf
 
 
 def finish(found: Outcome, function: Finish, run: Run, test: Any) -> Run:

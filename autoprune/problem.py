@@ -207,8 +207,9 @@ class Problem:
             ended = INTERRUPTED if interrupted else rounds.reason
             judged = wanted or front.usual(budget.caps, evaluator.dense)
             found = outcome.Outcome(
-                evaluator, config, best, baseline, rounds, ended, interrupted, judged, self.meter, settled, polish
-            )
+                evaluator, config, best, baseline, rounds, self.reward, ended, interrupted, judged, self.meter, settled,
+                polish,
+            )  # fmt: skip
             result = outcome.write(found, folder, self.example, self.test, self._seen)
             if train is not None and not interrupted:
                 tell("finish", {"function": stable_name(finish)})

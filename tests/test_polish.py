@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 import autoprune
 from autoprune import data, demo, problem
@@ -15,6 +16,8 @@ from autoprune.pruned import load_pruned
 from autoprune.reward import neg_loss
 from autoprune.scheme import Scheme
 from autoprune.trial import Measurement, Trial
+
+REPAIR = "least_squares+recalibrate_bn"
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +34,7 @@ def search(digits, root, **given):
 
 
 def test_a_better_repair_is_kept_and_told_beside_the_candidate(digits, tmp_path) -> None:
-    run = search(digits, tmp_path, recovery="none", polish="least_squares+recalibrate_bn")
+    run = search(digits, tmp_path, recovery="none", polish=REPAIR)
     rows = run.summary["rows"]
     assert rows["polished"]["loss"] < rows["found"]["loss"]
     assert rows["polished"]["costs"] == rows["found"]["costs"]
@@ -39,14 +42,49 @@ def test_a_better_repair_is_kept_and_told_beside_the_candidate(digits, tmp_path)
     saved = load_pruned(lambda: digits[0], run.folder)
     inputs = digits[1].validation[0][0]
     assert (saved(inputs) == run.model(inputs)).all()
-    again = search(digits, tmp_path, recovery="none", polish="least_squares+recalibrate_bn")
+    again = search(digits, tmp_path, recovery="none", polish=REPAIR)
     assert again.summary["rows"]["polished"]["test_accuracy"] == rows["polished"]["test_accuracy"]
+
+
+def small(m: Measurement) -> float:
+    """Rewards a loss, as nobody would."""
+    return m.loss
+
+
+def test_the_reward_decides_what_is_kept(digits, tmp_path) -> None:
+    given = {"reward": small, "recovery": "none"}
+    run, plain = search(digits, tmp_path, **given, polish=REPAIR), search(digits, tmp_path, **given, run="plain")
+    rows = run.summary["rows"]
+    assert rows["polished"]["loss"] < rows["found"]["loss"]
+    assert list(rows)[-1] == "found"
+    assert run.summary["reward"] == rows["found"]["loss"]
+    inputs = digits[1].validation[0][0]
+    assert (run.model(inputs) == plain.model(inputs)).all()
+
+
+def certainty(model) -> dict[str, float]:
+    """A task of its own: it has neither loss nor class labels."""
+    with torch.inference_mode():
+        return {"certainty": float(model(torch.ones(4, 1, 8, 8)).softmax(1).max(1).values.mean())}
+
+
+def certain(m: Measurement) -> float:
+    return m.metrics["certainty"]
+
+
+def test_a_task_of_its_own_may_keep_a_polish(digits, tmp_path) -> None:
+    run = search(digits, tmp_path, evaluate=certainty, reward=certain, recovery="none", polish=REPAIR, test=None)
+    rows = run.summary["rows"]
+    better = max(("found", "polished"), key=lambda name: rows[name]["metrics"]["certainty"])
+    assert list(rows)[-1] == better
+    assert certainty(run.model)["certainty"] == pytest.approx(rows[better]["metrics"]["certainty"])
 
 
 def test_a_worse_repair_is_told_but_not_kept(digits, tmp_path) -> None:
     run = search(digits, tmp_path, polish="none")
     plain = search(digits, tmp_path, run="plain")
     assert run.summary["rows"]["polished"]["loss"] > run.summary["rows"]["found"]["loss"]
+    assert list(run.summary["rows"])[-1] == "found"
     inputs = digits[1].validation[0][0]
     assert (run.model(inputs) == plain.model(inputs)).all()
     assert "polished" not in plain.summary["rows"]
@@ -65,7 +103,6 @@ def test_options_follow_the_name(digits, tmp_path) -> None:
         search(digits, tmp_path, polish="sequential,image=100", run="wrong")
 
 
-REPAIR = "least_squares+recalibrate_bn"
 SEVERAL = {"searcher": "random", "trials": 12, "recovery": "none", "polish": REPAIR, "finalists": 5}
 
 

@@ -38,8 +38,8 @@ Rows = Mapping[str, Mapping[str, Any]]
 def rows(run: Run) -> dict[str, dict[str, Any]]:
     """The rows of the summary, with the bytes of the network's tensors, and that of a fine-tuning in the folder."""
     found = {key: dict(row) for key, row in run.summary["rows"].items()}
-    last = found[answer(found)]
-    last.setdefault("bytes", _bytes(run.folder))  # the answer is what lies in the folder
+    last = list(found.values())[-1]
+    last.setdefault("bytes", _bytes(run.folder))  # it is what lies in the folder
     tuned = _tuned(run.folder / TUNED)
     if tuned is not None:  # it is as wide as what was found, so it costs the same
         same = {key: last[key] for key in ("costs", "fractions", "latency", "bytes") if key in last}
@@ -47,12 +47,9 @@ def rows(run: Run) -> dict[str, dict[str, Any]]:
     return found
 
 
-def answer(found: Rows) -> str:
-    """The row that a run is for: the last one, but a polish only where it repaired more than the search did."""
-    keys = list(found)
-    if keys[-1] == "polished" and not _less(found["polished"], found["found"]):
-        return "found"
-    return keys[-1]
+def answer(found: Rows) -> Mapping[str, Any]:
+    """The network that a run is for: the last row."""
+    return list(found.values())[-1]
 
 
 def measure(row: Mapping[str, Any]) -> tuple[str, str]:
@@ -79,7 +76,7 @@ def table(found: Rows) -> Table:
     ]
     head = ("", *(NAMES.get(key, key) for key in found))
     shown = [(label, *cells) for label, cells in lines if any(cell != NONE for cell in cells)]
-    return Table(head, shown, 1 + list(found).index(answer(found)))
+    return Table(head, shown, answer=len(found))
 
 
 def training(run: Run) -> Section | None:
@@ -116,11 +113,6 @@ def _tuned(folder: Path) -> dict[str, Any] | None:
     record = read_json(folder / EPOCHS)
     best = record["history"][record["best"]]
     return {"accuracy": best.get("validation_accuracy"), "loss": best.get("validation_loss")}
-
-
-def _less(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    key = "loss" if known(one.get("loss")) and known(other.get("loss")) else "kl"
-    return known(one.get(key)) and known(other.get(key)) and bool(one[key] < other[key])
 
 
 def _bytes(folder: Path) -> int | None:

@@ -38,7 +38,7 @@ def article(run: Run) -> Article:
 
 
 def _answer(run: Run, found: rows.Rows) -> str:
-    row = found[rows.answer(found)]
+    row = rows.answer(found)
     capped = [name for name in run.config["request"]["budget"] if known(row["fractions"].get(name))]
     shares = " and ".join(_share(name, row, found["dense"]) for name in capped)
     key, word = rows.measure(row)

@@ -16,7 +16,7 @@ def article(run: Run) -> Article:
     """What is told of a sparse network."""
     summary, found = run.summary, rows.rows(run)
     zeros = f"{summary['sparsity']:.2%} of {sum(summary['widths']):,} weights are zero"
-    last = found[rows.answer(found)]
+    last = rows.answer(found)
     key, word = rows.measure(last)
     judged = known(last.get(key)) and known(found["dense"].get(key))
     values = [rows.value(row, key) for row in (last, found["dense"])] if judged else []

@@ -14,14 +14,9 @@ PROTOCOL = ("reward", "fingerprint")  # what makes rewards comparable
 
 def sections(runs: Sequence[Run], names: Sequence[str]) -> list[Section]:
     """What searches have in common, under ``names`` that tell them apart."""
-    found = [rows.rows(run) for run in runs]
-    tables = [{line[0]: line for line in rows.table(each).rows} for each in found]
-    answers = [1 + list(each).index(rows.answer(each)) for each in found]
+    tables = [{line[0]: line for line in rows.table(rows.rows(run)).rows} for run in runs]
     labels = dict.fromkeys(label for table in tables for label in table)
-    lines = [
-        (label, *(table[label][at] if label in table else "–" for table, at in zip(tables, answers, strict=True)))
-        for label in labels
-    ]
+    lines = [(label, *(table[label][-1] if label in table else "–" for table in tables)) for label in labels]
     told = [Section("Side by side", table=Table(("answer of", *names), lines))]
     if len({tuple(str(run.config.get(key)) for key in PROTOCOL) for run in runs}) == 1:
         past = {name: [histories.read(run)] for name, run in zip(names, runs, strict=True)}
