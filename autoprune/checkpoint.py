@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from autoprune.errors import UserError
+from autoprune.precision import FULL
 from autoprune.slicing import named_tensors
 
 STATE, HISTORY = "finetune.safetensors", "finetune.json"
@@ -80,7 +81,7 @@ def resume(
         return Progress()
     with safe_open(path, "pt") as file:
         facts = json.loads(file.metadata()["facts"])
-    before = facts["recipe"]
+    before = {"precision": FULL, **facts["recipe"]}  # older folders do not tell it
     changed = [f"{key}: {before.get(key)} -> {value}" for key, value in recipe.items() if before.get(key) != value]
     if changed:
         raise UserError(

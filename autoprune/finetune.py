@@ -25,6 +25,7 @@ from autoprune.distillation import divergence
 from autoprune.errors import UserError
 from autoprune.exporters import scheme_file
 from autoprune.forward import call, evaluating, logits, to
+from autoprune.precision import FULL, check, passes
 from autoprune.pruned import SCHEME, load_pruned, save_pruned
 from autoprune.run import SUMMARY, write_json
 from autoprune.slicing import named_tensors
@@ -46,7 +47,8 @@ class Recipe:
     the divergence KL(teacher || student) beside the cross-entropy, whose weight is 1 - ``distill`` (Hinton et al.
     2015, at ``temperature``, times its square). ``ema`` is the decay per step of a moving average of the weights,
     which is then what is judged and kept. ``augment`` is what becomes of images: "none", "flip" (mirrored half of the
-    time) or "crop" (also shifted by up to an eighth of their size).
+    time) or "crop" (also shifted by up to an eighth of their size). ``precision`` is what forward passes compute in,
+    "float32" or "bfloat16" (:mod:`autoprune.precision`); weights and their steps stay in single precision.
     """
 
     epochs: int = 10
@@ -61,6 +63,7 @@ class Recipe:
     ema: float | None = None
     augment: str = "none"
     seed: int = 0
+    precision: str = FULL
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch < 2:
@@ -80,6 +83,8 @@ class Recipe:
             raise UserError(f"ema = {self.ema}: a decay per step lies between 0 and 1, such as 0.999")
         if self.augment not in AUGMENTS:
             raise UserError(f"augment {self.augment!r} is unknown: use one of {', '.join(AUGMENTS)}")
+        if check(self.precision) == "float16":
+            raise UserError("precision float16 loses small gradients in training: use bfloat16")
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate at a step, of so many."""
@@ -137,10 +142,7 @@ def finetune(
     loss, validation_loss, validation_accuracy), which are also returned. Other ways to descend, and to keep the last
     epoch instead, are a :class:`Method`.
     """
-    if recipe.distill and teacher is None:
-        raise UserError(f"distill = {recipe.distill} needs a teacher: the dense network")
-    if not len(train) or not (len(validation) or method.keep == "last"):
-        raise UserError("fine-tuning needs training and validation batches: one of them is empty")
+    _check(recipe, method, train, validation, teacher)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     device = next(model.parameters()).device
@@ -186,6 +188,15 @@ def finetune(
     return progress.history
 
 
+def _check(recipe: Recipe, method: Method, train: Batches, validation: Batches, teacher: nn.Module | None) -> None:
+    if recipe.distill and teacher is None:
+        raise UserError(f"distill = {recipe.distill} needs a teacher: the dense network")
+    if not len(train) or not (len(validation) or method.keep == "last"):
+        raise UserError("fine-tuning needs training and validation batches: one of them is empty")
+    if method.step is not None and recipe.precision != FULL:
+        raise UserError(f"precision {recipe.precision}: this training makes steps of its own, which are in {FULL}")
+
+
 def _dealt(
     images: Tensor, labels: Tensor, recipe: Recipe, epoch: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -208,11 +219,12 @@ def descent(recipe: Recipe, teacher: nn.Module | None) -> Step:
     """The usual step: down the cross-entropy, and toward the teacher's answers where the recipe asks for it."""
 
     def step(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor, labels: Tensor, epoch: int) -> float:
-        answer = logits(call(model, inputs))
+        with passes(recipe.precision, inputs.device):
+            answer = logits(call(model, inputs)).float()
         loss = functional.cross_entropy(answer, labels, label_smoothing=recipe.label_smoothing)
         if recipe.distill and teacher is not None:
-            with torch.no_grad(), evaluating(teacher):
-                target = logits(call(teacher, inputs))
+            with torch.no_grad(), evaluating(teacher), passes(recipe.precision, inputs.device):
+                target = logits(call(teacher, inputs)).float()
             loss = (1 - recipe.distill) * loss + recipe.distill * divergence(answer, target, recipe.temperature)
         optimizer.zero_grad()
         torch.autograd.backward(loss)

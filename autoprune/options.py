@@ -179,6 +179,14 @@ StepImages = Annotated[int, option(TRAINING, "images of a step", "--batch-size")
 WeightDecay = Annotated[float, option(TRAINING, "of SGD with momentum 0.9")]
 LabelSmoothing = Annotated[float, option(TRAINING, "of the cross-entropy, where there is one")]
 Augment = Annotated[str, option(TRAINING, "none, flip, crop", complete=completion.of("none", "flip", "crop"))]
+StepPrecision = Annotated[
+    str,
+    option(
+        TRAINING,
+        "float32 or bfloat16 in the forward passes, which is faster on hardware for it",
+        complete=completion.of("float32", "bfloat16"),
+    ),
+]
 
 Source = Annotated[str, typer.Argument(help="a run (folder or name) or a scheme file", autocompletion=completion.runs)]
 RunArgument = Annotated[str, typer.Argument(help="folder or name of a run", autocompletion=completion.runs)]

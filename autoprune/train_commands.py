@@ -24,6 +24,7 @@ from autoprune.options import (
     Origin,
     RunArgument,
     StepImages,
+    StepPrecision,
     TensorBoard,
     WeightDecay,
     Weights,
@@ -127,6 +128,7 @@ def finetune(
         float | None, option(TRAINING, "decay per step of an average of the weights, such as 0.999", usual="no average")
     ] = None,
     augment: Augment = "none",
+    precision: StepPrecision = "float32",
     seed: Annotated[int, option(TRAINING, "same seed, same weights")] = 0,
     device: Device = "cpu",
     out: Annotated[Path | None, option(OUTPUT, "folder of the result", usual="finetuned/ in the run")] = None,
@@ -147,7 +149,7 @@ def finetune(
     console = output.console()
     recipe = Recipe(
         epochs, lr, batch_size, warmup, weight_decay=weight_decay, label_smoothing=label_smoothing, distill=distill,
-        ema=ema, augment=augment, seed=seed,
+        ema=ema, augment=augment, seed=seed, precision=precision,
     )  # fmt: skip
     _, network, _, _ = arguments.find_origin(run, model, weights, num_classes, None, allow_code)
     found = Run.open(run)

@@ -6,13 +6,17 @@ import copy
 import json
 import math
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import nn
 
 from autoprune import data
 from autoprune.augment import AUGMENTS, crop, flip
+from autoprune.checkpoint import STATE, write
 from autoprune.errors import UserError
 from autoprune.finetune import Method, Recipe, descent, finetune, judge
 
@@ -100,6 +104,50 @@ def test_another_recipe_or_network_is_refused(splits, train, tmp_path) -> None:
         finetune(other, train, splits.validation, tmp_path, Recipe(epochs=1))
 
 
+def test_sixteen_bits_are_those_of_the_passes_alone(splits, train, tmp_path) -> None:
+    def descend(precision: str) -> tuple[list[dict[str, float]], nn.Module, set[torch.dtype]]:
+        network, seen = small(), set()
+        network[0].register_forward_hook(lambda *facts: seen.add(facts[2].dtype))
+        recipe = Recipe(epochs=2, lr=0.1, distill=0.5, precision=precision)
+        history = finetune(network, train, splits.validation, tmp_path / precision, recipe, teacher=small().eval())
+        return history, network, seen
+
+    (full, _, whole), (half, network, mixed) = descend("float32"), descend("bfloat16")
+    assert whole == {torch.float32}
+    assert mixed == {torch.float32, torch.bfloat16}  # validation stays in single precision
+    assert {tensor.dtype for tensor in network.parameters()} == {torch.float32}
+    # 0.0003 apart at most, relative, in six seeds
+    assert half[-1]["validation_loss"] == pytest.approx(full[-1]["validation_loss"], rel=0.002)
+    assert half[-1]["validation_loss"] != full[-1]["validation_loss"]
+
+
+def test_a_training_from_before_there_were_precisions_goes_on(splits, train, tmp_path) -> None:
+    recipe = Recipe(epochs=2, lr=0.1)
+    whole, stopped = small(), small()
+    finetune(whole, train, splits.validation, tmp_path / "whole", recipe)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(stopped, train, splits.validation, tmp_path / "it", recipe, tell=interrupt)
+    with safe_open(tmp_path / "it" / STATE, "pt") as file:
+        facts = json.loads(file.metadata()["facts"])
+    del facts["recipe"]["precision"]
+    write(tmp_path / "it" / STATE, load_file(tmp_path / "it" / STATE), json.dumps(facts))
+    with pytest.raises(UserError, match="precision: float32 -> bfloat16"):
+        finetune(small(), train, splits.validation, tmp_path / "it", replace(recipe, precision="bfloat16"))
+    fresh = small()
+    finetune(fresh, train, splits.validation, tmp_path / "it", recipe)
+    assert same(weights(fresh), weights(whole))
+
+
+def interrupt(facts) -> None:
+    raise KeyboardInterrupt
+
+
+def test_steps_of_their_own_have_no_precision_to_choose(splits, train, tmp_path) -> None:
+    method = Method(step=lambda *_: 0.0)
+    with pytest.raises(UserError, match="precision bfloat16: this training makes steps of its own"):
+        finetune(small(), train, splits.validation, tmp_path, Recipe(precision="bfloat16"), method=method)
+
+
 def test_the_average_of_one_step_is_by_definition(splits, train, tmp_path) -> None:
     """One step: the average has moved by 1 - decay from the first weights toward the second."""
     images, labels = train[0]
@@ -151,6 +199,7 @@ def test_augmented_images_are_mirrored_and_shifted() -> None:
     ("given", "message"),
     [
         ({"epochs": 0}, "at least 1 epoch"), ({"lr": math.nan}, "learning rate"), ({"warmup": 1.5}, "warmup = 1.5"),
+        ({"precision": "float16"}, "use bfloat16"), ({"precision": "int8"}, "'int8' is unknown"),
         ({"distill": -0.1}, "distill"), ({"ema": 1.0}, "ema = 1.0"), ({"augment": "mix"}, "'mix' is unknown"),
     ],
 )  # fmt: skip
