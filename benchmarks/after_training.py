@@ -1,16 +1,18 @@
 """What the found widths are worth once the network is trained again, if only for a moment.
 
     AUTOPRUNE_DATA=... python benchmarks/after_training.py [--network resnet56] [--budgets macs=50% macs=30%]
-        [--trials 150] [--repair sequential,images=256] [--reward neg_loss] [--finalists 1] [--search-seed 0]
-        [--epochs 2] [--lr 0.02] [--distill 1.0] [--seeds 0] [--images 50000] [--precision bfloat16] [--root FOLDER]
+        [--trials 150] [--repair sequential,images=512] [--validation 8192] [--reward neg_loss] [--finalists 4]
+        [--search-seed 0] [--epochs 2] [--lr 0.01] [--distill 1.0] [--seeds 0] [--images 50000] [--precision bfloat16]
+        [--root FOLDER]
 
 ResNets on CIFAR-10 (JPEG). Widths by equal rates, by one threshold on L1 norms or on Taylor scores over all layers, by
-FastNAS's bisection, and by the default searcher, which see candidates as ``--repair`` leaves them and as ``--reward``
-judges them. Each answer is repaired in the same way (``sequential``, 2,048 images, two sweeps), and so are all
-``--finalists`` of a search before one of them is its answer. It is then trained by the same recipe on the training
-images, once per seed: by default toward the dense network's answers alone. Prints what validation and test images say
-before and after; test images are looked at once per figure. With ``--root``, a folder for one ``--repair``,
-``--reward`` and ``--search-seed``, a stopped benchmark goes on where it was.
+FastNAS's bisection, and by the default searcher, which see candidates as ``--repair`` leaves them and judge them by
+``--reward`` on ``--validation`` images. Each answer is repaired in the same way (``sequential``, 2,048 images, two
+sweeps), and so are all ``--finalists`` of a search before one of them is its answer. It is then trained by the same
+recipe on the same training images, once per seed, toward the dense network's answers alone unless ``--distill`` says
+otherwise; the same 2,048 images choose its epoch. Prints test accuracy before and after, and the mean over seeds; test
+images are looked at once per figure. With ``--root``, a folder for one choice of everything that a search sees, a
+stopped benchmark goes on where it was.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -49,12 +51,13 @@ def main() -> None:
     parser.add_argument("--budgets", nargs="*", default=["macs=50%", "macs=30%"])
     parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--trials", type=int, default=150)
-    parser.add_argument("--repair", default="sequential,images=256", help="of candidates")
+    parser.add_argument("--repair", default="sequential,images=512", help="of candidates")
+    parser.add_argument("--validation", type=int, default=8192, help="images that judge candidates")
     parser.add_argument("--reward", default="neg_loss", help="of candidates")
-    parser.add_argument("--finalists", type=int, default=1, help="of a search, polished")
+    parser.add_argument("--finalists", type=int, default=4, help="of a search, polished")
     parser.add_argument("--search-seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--lr", type=float, default=0.02)
+    parser.add_argument("--lr", type=float, default=0.01)
     parser.add_argument("--distill", type=float, default=1.0)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0], help="of the training")
     parser.add_argument("--images", type=int, default=50_000, help="training images")
@@ -65,15 +68,13 @@ def main() -> None:
     if "AUTOPRUNE_DATA" not in os.environ:
         raise SystemExit("set AUTOPRUNE_DATA to the folder that holds the archives")
     folder, root = Path(os.environ["AUTOPRUNE_DATA"]), given.root or Path(tempfile.mkdtemp())
-    splits = data.load(f"imagefolder:{folder / 'cifar10-jpeg.tar.xz'}")
-    assert splits.train is not None
     recipe = Recipe(given.epochs, given.lr, distill=given.distill, augment="crop", precision=given.precision)
     print(f"{given.network}, {given.trials} trials, {recipe}\n")
     print("| budget | widths by | trials | MACs | repaired: loss | calibrated KL | test | trained: test | mean |")
     print("|---|---|---|---|---|---|---|---|---|")
     for budget in given.budgets:
         for way in given.ways:
-            row(partial(network, given.network, folder), splits, budget, way, given, root, recipe)
+            row(folder, budget, way, given, root, recipe)
 
 
 def network(name: str, folder: Path) -> torch.nn.Module:
@@ -81,21 +82,16 @@ def network(name: str, folder: Path) -> torch.nn.Module:
     return models.load(f"autoprune:{name}", folder / f"{name}-cifar10-jpeg.pt").eval()
 
 
-def row(
-    build: Callable[[], torch.nn.Module],
-    splits: data.Splits,
-    budget: str,
-    way: str,
-    given: Any,
-    root: Path,
-    recipe: Recipe,
-) -> None:
+def row(folder: Path, budget: str, way: str, given: Any, root: Path, recipe: Recipe) -> None:
     """One line of the table."""
+    build = partial(network, given.network, folder)
+    images = f"imagefolder:{folder / 'cifar10-jpeg.tar.xz'}"
+    splits, seen = data.load(images), data.load(images, validation=given.validation)
     assert splits.train is not None and splits.test is not None
     searcher, criterion = WAYS[way]
     name = f"{given.network}-{budget}-{way}".replace("=", "-").replace("%", "").replace(" ", "-")
     run = api.search(
-        build(), torch.zeros(1, 3, 32, 32), splits.calibration, splits.validation, test=splits.test, budget=budget,
+        build(), torch.zeros(1, 3, 32, 32), seen.calibration, seen.validation, test=seen.test, budget=budget,
         searcher=searcher, criterion=criterion, recovery=given.repair, polish=POLISH, finalists=given.finalists,
         reward=given.reward, trials=given.trials, precision=given.precision, workers=given.workers, root=root, run=name,
         ledger=root / f"{criterion}.jsonl", seed=given.search_seed,
