@@ -22,8 +22,7 @@ def divergences(log_p: Tensor, dense: Tensor) -> Tensor:
 
     ``log_p`` and ``dense`` are log-probabilities (images, classes, ...).
     """
-    tempered = [functional.log_softmax(power * log_p, 1) for power in POWERS.tolist()]
-    tempered[AS_IT_IS] = log_p
+    tempered = (log_p if power == 1 else functional.log_softmax(power * log_p, 1) for power in POWERS.tolist())
     return torch.stack([functional.kl_div(p, dense, reduction="sum", log_target=True) for p in tempered]).cpu().double()
 
 

@@ -96,6 +96,7 @@ def write(found: Outcome, folder: Path, example: Example, test: Any, seen: Seen)
         polished = replace(observed, costs=best.measurement.costs, fractions=best.measurement.fractions)
         rows["polished"] = _row(polished) | {"latency": rows["found"]["latency"]}
         schemes["polished"] = (best.scheme, fidelity)
+        # completed, a network whose numbers are not finite has failed and is worth -inf; the row tells what was seen
         if score(found.reward, evaluator.complete(observed, best.scheme, {})) > best.reward:
             answer, measurement = "polished", polished
         rows[answer] = rows.pop(answer)
