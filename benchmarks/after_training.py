@@ -2,7 +2,7 @@
 
     AUTOPRUNE_DATA=... python benchmarks/after_training.py [--network resnet56] [--budgets macs=50% macs=30%]
         [--trials 150] [--repair sequential,images=512] [--validation 8192] [--reward neg_loss] [--finalists 4]
-        [--search-seed 0] [--epochs 2] [--lr 0.01] [--distill 1.0] [--seeds 0] [--images 50000] [--precision bfloat16]
+        [--search-seeds 0] [--epochs 2] [--lr 0.01] [--distill 1.0] [--seeds 0] [--images 50000] [--precision bfloat16]
         [--root FOLDER]
 
 ResNets on CIFAR-10 (JPEG). Widths by equal rates, by one threshold on L1 norms or on Taylor scores over all layers, by
@@ -10,9 +10,9 @@ FastNAS's bisection, and by the default searcher, which see candidates as ``--re
 ``--reward`` on ``--validation`` images. Each answer is repaired in the same way (``sequential``, 2,048 images, two
 sweeps), and so are all ``--finalists`` of a search before one of them is its answer. It is then trained by the same
 recipe on the same training images, once per seed, toward the dense network's answers alone unless ``--distill`` says
-otherwise; the same 2,048 images choose its epoch. Prints test accuracy before and after, and the mean over seeds; test
-images are looked at once per figure. With ``--root``, a folder for one choice of everything that a search sees, a
-stopped benchmark goes on where it was.
+otherwise; the same 2,048 images choose its epoch. Prints test accuracy before and after, a row per search, and how far
+``auto`` is ahead of the others in the mean over searches and trainings; test images are looked at once per figure. With
+``--root``, a folder for one choice of everything that a search sees, a stopped benchmark goes on where it was.
 """
 
 from __future__ import annotations
@@ -24,13 +24,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import torch
 
 from autoprune import api, data, models
-from autoprune.finetune import Recipe, finetune, judge
+from autoprune.finetune import Batches, Recipe, finetune
 from autoprune.pruned import load_pruned
 from autoprune.recover import first
 
@@ -55,7 +54,7 @@ def main() -> None:
     parser.add_argument("--validation", type=int, default=8192, help="images that judge candidates")
     parser.add_argument("--reward", default="neg_loss", help="of candidates")
     parser.add_argument("--finalists", type=int, default=4, help="of a search, polished")
-    parser.add_argument("--search-seed", type=int, default=0)
+    parser.add_argument("--search-seeds", type=int, nargs="*", default=[0])
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--lr", type=float, default=0.01)
     parser.add_argument("--distill", type=float, default=1.0)
@@ -70,11 +69,14 @@ def main() -> None:
     folder, root = Path(os.environ["AUTOPRUNE_DATA"]), given.root or Path(tempfile.mkdtemp())
     recipe = Recipe(given.epochs, given.lr, distill=given.distill, augment="crop", precision=given.precision)
     print(f"{given.network}, {given.trials} trials, {recipe}\n")
-    print("| budget | widths by | trials | MACs | repaired: loss | calibrated KL | test | trained: test | mean |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    for budget in given.budgets:
-        for way in given.ways:
-            row(folder, budget, way, given, root, recipe)
+    print("| budget | widths by | seed | trials | MACs | repaired: loss | calibrated KL | test | trained | mean |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    answers = {
+        (budget, way): torch.cat([row(folder, budget, way, seed, given, root, recipe) for seed in given.search_seeds])
+        for budget in given.budgets
+        for way in given.ways
+    }
+    compare(answers)
 
 
 def network(name: str, folder: Path) -> torch.nn.Module:
@@ -82,32 +84,54 @@ def network(name: str, folder: Path) -> torch.nn.Module:
     return models.load(f"autoprune:{name}", folder / f"{name}-cifar10-jpeg.pt").eval()
 
 
-def row(folder: Path, budget: str, way: str, given: Any, root: Path, recipe: Recipe) -> None:
-    """One line of the table."""
+def row(folder: Path, budget: str, way: str, seed: int, given: Any, root: Path, recipe: Recipe) -> torch.Tensor:
+    """One line of the table; which test images each of its trained networks has right (trainings x images)."""
     build = partial(network, given.network, folder)
     images = f"imagefolder:{folder / 'cifar10-jpeg.tar.xz'}"
     splits, seen = data.load(images), data.load(images, validation=given.validation)
     assert splits.train is not None and splits.test is not None
     searcher, criterion = WAYS[way]
     name = f"{given.network}-{budget}-{way}".replace("=", "-").replace("%", "").replace(" ", "-")
+    place = root / f"search-seed-{seed}"
     run = api.search(
         build(), torch.zeros(1, 3, 32, 32), seen.calibration, seen.validation, test=seen.test, budget=budget,
         searcher=searcher, criterion=criterion, recovery=given.repair, polish=POLISH, finalists=given.finalists,
-        reward=given.reward, trials=given.trials, precision=given.precision, workers=given.workers, root=root, run=name,
-        ledger=root / f"{criterion}.jsonl", seed=given.search_seed,
+        reward=given.reward, trials=given.trials, precision=given.precision, workers=given.workers, root=place,
+        run=name, ledger=place / f"{criterion}.jsonl", seed=seed,
     )  # fmt: skip
     repaired = list(run.summary["rows"].values())[-1]
     train, test = list(first(list(splits.train()), given.images)), list(splits.test())
-    accuracies = []
-    for seed in given.seeds:
+    answers = []
+    for number in given.seeds:
         trained = load_pruned(build, run.folder)
-        place = run.folder / f"lr-{recipe.lr}-distill-{recipe.distill}-seed-{seed}"
-        finetune(trained, train, splits.validation, place, replace(recipe, seed=seed), teacher=build())
-        accuracies.append(judge(trained, test)[1])
-    cells = [budget, way, str(run.summary["trials"]), f"{repaired['fractions']['macs']:.2%}"]
+        kept = run.folder / f"lr-{recipe.lr}-distill-{recipe.distill}-seed-{number}"
+        finetune(trained, train, splits.validation, kept, replace(recipe, seed=number), teacher=build())
+        answers.append(right(trained, test))
+    cells = [budget, way, str(seed), str(run.summary["trials"]), f"{repaired['fractions']['macs']:.2%}"]
     cells += [f"{repaired['loss']:.4f}", f"{repaired['calibrated_kl']:.4f}", f"{repaired['test_accuracy']:.2%}"]
-    cells += [", ".join(f"{share:.2%}" for share in accuracies), f"{mean(accuracies):.2%}"]
+    cells += [", ".join(f"{answer.mean():.2%}" for answer in answers), f"{torch.stack(answers).mean():.2%}"]
     print("|", " | ".join(cells), "|", flush=True)
+    return torch.stack(answers)
+
+
+def right(model: torch.nn.Module, batches: Batches) -> torch.Tensor:
+    """1 for every image that the network has right, 0 for the others."""
+    model.eval()
+    with torch.inference_mode():
+        return torch.cat([(model(inputs).argmax(1) == labels).double() for inputs, labels in batches])
+
+
+def compare(answers: Mapping[tuple[str, str], torch.Tensor]) -> None:
+    """How far ``auto`` is ahead of every other way: searches and trainings averaged, then paired on the test images."""
+    print("\n| budget | auto ahead of | by (points) | standard error | trainings |")
+    print("|---|---|---|---|---|")
+    for (budget, way), others in answers.items():
+        ours = answers.get((budget, "auto"))
+        if way == "auto" or ours is None:
+            continue
+        gap = 100 * (ours.mean(0) - others.mean(0))
+        cells = [budget, way, f"{gap.mean():+.2f}", f"{gap.std() / len(gap) ** 0.5:.2f}", f"{len(ours)}, {len(others)}"]
+        print("|", " | ".join(cells), "|")
 
 
 if __name__ == "__main__":
