@@ -6,13 +6,14 @@
         [--root FOLDER]
 
 ResNets on CIFAR-10 (JPEG). Widths by equal rates, by one threshold on L1 norms or on Taylor scores over all layers, by
-FastNAS's bisection, and by the default searcher, which see candidates as ``--repair`` leaves them and judge them by
-``--reward`` on ``--validation`` images. Each answer is repaired in the same way (``sequential``, 2,048 images, two
-sweeps), and so are all ``--finalists`` of a search before one of them is its answer. It is then trained by the same
-recipe on the same training images, once per seed, toward the dense network's answers alone unless ``--distill`` says
-otherwise; the same 2,048 images choose its epoch. Prints test accuracy before and after, a row per search, and how far
-``auto`` is ahead of the others in the mean over searches and trainings; test images are looked at once per figure. With
-``--root``, a folder for one choice of everything that a search sees, a stopped benchmark goes on where it was.
+FastNAS's bisection (ours and, where ModelOpt is installed, NVIDIA's, see ``modelopt_fastnas.py``), and by the default
+searcher. Searches see candidates as ``--repair`` leaves them and judge them by ``--reward`` on ``--validation`` images.
+Each answer is repaired in the same way (``sequential``, 2,048 images, two sweeps), and so are all ``--finalists`` of a
+search before one of them is its answer. It is then trained by the same recipe on the same training images, once per
+seed, toward the dense network's answers alone unless ``--distill`` says otherwise; the same 2,048 images choose its
+epoch. Prints test accuracy before and after, a row per search, and how far ``auto`` is ahead of the others in the mean
+over searches and trainings; test images are looked at once per figure. With ``--root``, a folder for one choice of
+everything that a search sees, a stopped benchmark goes on where it was.
 """
 
 from __future__ import annotations
@@ -23,23 +24,28 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import modelopt_fastnas
 import torch
 
 from autoprune import api, data, models
 from autoprune.finetune import Batches, Recipe, finetune
 from autoprune.pruned import load_pruned
 from autoprune.recover import first
+from autoprune.searchers import Searcher
 
 WAYS: Mapping[str, tuple[str, str]] = {  # searcher, criterion
     "equal rates": ("uniform", "obs"),
     "global L1": ("global_threshold", "l1"),
     "global Taylor": ("global_threshold", "taylor"),
     "fastnas": ("fastnas", "obs"),
+    "modelopt": ("modelopt", "obs"),
     "auto": ("auto", "obs"),
 }
+POSSIBLE = [way for way in WAYS if way != "modelopt" or find_spec("modelopt")]
 POLISH = "sequential,images=2048,sweeps=2"
 
 
@@ -48,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", default="resnet56", choices=["resnet20", "resnet56"])
     parser.add_argument("--budgets", nargs="*", default=["macs=50%", "macs=30%"])
-    parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=list(WAYS))
+    parser.add_argument("--ways", nargs="*", default=POSSIBLE, choices=list(WAYS))
     parser.add_argument("--trials", type=int, default=150)
     parser.add_argument("--repair", default="sequential,images=512", help="of candidates")
     parser.add_argument("--validation", type=int, default=8192, help="images that judge candidates")
@@ -90,7 +96,11 @@ def row(folder: Path, budget: str, way: str, seed: int, given: Any, root: Path, 
     images = f"imagefolder:{folder / 'cifar10-jpeg.tar.xz'}"
     splits, seen = data.load(images), data.load(images, validation=given.validation)
     assert splits.train is not None and splits.test is not None
+    searcher: str | Searcher
     searcher, criterion = WAYS[way]
+    if way == "modelopt":
+        table = root / f"{given.network}-modelopt.pt"
+        searcher = modelopt_fastnas.searcher(build(), seen.calibration, seen.validation, table)
     name = f"{given.network}-{budget}-{way}".replace("=", "-").replace("%", "").replace(" ", "-")
     place = root / f"search-seed-{seed}"
     run = api.search(
