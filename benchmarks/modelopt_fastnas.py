@@ -18,6 +18,7 @@ import argparse
 import copy
 import os
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -33,6 +34,8 @@ from autoprune.searchers import Proposals, Searcher
 from autoprune.space import SearchSpace
 
 IMAGES, DIVISOR = 1024, 4
+BATCHES, SIZE = 50, 10  # with fewer batches than these 50 ModelOpt leaves batch norms as they are
+INSTALL = "pip install nvidia-modelopt torchprofile==0.0.4"
 
 
 def main() -> None:
@@ -82,6 +85,8 @@ def prune(
     images: int = IMAGES, divisor: int = DIVISOR,
 ) -> nn.Module:  # fmt: skip
     """The network that ModelOpt makes of a copy of ``model``; ``table`` is where its damages are kept."""
+    if find_spec("modelopt") is None:
+        raise SystemExit(f"ModelOpt is not installed: {INSTALL}")
     from modelopt.torch.prune import prune as search
     from modelopt.torch.prune.fastnas import FastNASConfig
 
@@ -91,7 +96,7 @@ def prune(
             rule.update({name: divisor for name in rule if name.endswith("_divisor")})
     judges = list(first(validation, images))
     choices = {
-        "data_loader": list(first(calibration, images)),
+        "data_loader": small(calibration),
         "score_func": lambda candidate: judge(candidate, judges)[1],
         "checkpoint": str(table),
         "verbose": False,
@@ -101,6 +106,12 @@ def prune(
         dummy_input=torch.zeros(1, 3, 32, 32), config=choices,
     )[0]  # fmt: skip
     return made.eval()
+
+
+def small(batches: Batches) -> list[tuple[torch.Tensor, None]]:
+    """The leading images in as many batches as ModelOpt wants."""
+    images = torch.cat([inputs for inputs, _ in batches])[: BATCHES * SIZE]
+    return [(part, None) for part in images.split(SIZE)]
 
 
 def widths(pruned: nn.Module, space: SearchSpace) -> Scheme:
