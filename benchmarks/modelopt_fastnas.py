@@ -50,6 +50,7 @@ def main() -> None:
     if "AUTOPRUNE_DATA" not in os.environ:
         raise SystemExit("set AUTOPRUNE_DATA to the folder that holds the archives")
     folder, root = Path(os.environ["AUTOPRUNE_DATA"]), given.root or Path(tempfile.mkdtemp())
+    root.mkdir(parents=True, exist_ok=True)
     splits = data.load(f"imagefolder:{folder / 'cifar10-jpeg.tar.xz'}")
     assert splits.test is not None
     test = list(splits.test())
