@@ -21,8 +21,8 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,9 +30,11 @@ from typing import Any
 
 import modelopt_fastnas
 import torch
+from torch import nn
 
 from autoprune import api, data, models
 from autoprune.finetune import Batches, Recipe, finetune
+from autoprune.forward import evaluating
 from autoprune.pruned import load_pruned
 from autoprune.recover import first
 from autoprune.searchers import Searcher
@@ -42,7 +44,7 @@ WAYS: Mapping[str, tuple[str, str]] = {  # searcher, criterion
     "global L1": ("global_threshold", "l1"),
     "global Taylor": ("global_threshold", "taylor"),
     "fastnas": ("fastnas", "obs"),
-    "modelopt": ("modelopt", "obs"),
+    "modelopt": ("modelopt", "obs"),  # a searcher of its own, made for the network
     "auto": ("auto", "obs"),
 }
 POSSIBLE = [way for way in WAYS if way != "modelopt" or find_spec("modelopt")]
@@ -74,35 +76,56 @@ def main() -> None:
         raise SystemExit("set AUTOPRUNE_DATA to the folder that holds the archives")
     folder, root = Path(os.environ["AUTOPRUNE_DATA"]), given.root or Path(tempfile.mkdtemp())
     recipe = Recipe(given.epochs, given.lr, distill=given.distill, augment="crop", precision=given.precision)
+    shared = Shared.read(given, folder, root, recipe)
     print(f"{given.network}, {given.trials} trials, {recipe}\n")
     print("| budget | widths by | seed | trials | MACs | repaired: loss | calibrated KL | test | trained | mean |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     answers = {
-        (budget, way): torch.cat([row(folder, budget, way, seed, given, root, recipe) for seed in given.search_seeds])
+        (budget, way): torch.cat([row(shared, given, budget, way, seed) for seed in given.search_seeds])
         for budget in given.budgets
         for way in given.ways
     }
     compare(answers)
 
 
-def network(name: str, folder: Path) -> torch.nn.Module:
+@dataclass(frozen=True)
+class Shared:
+    """What every row needs; images are read once."""
+
+    build: Callable[[], nn.Module]
+    seen: data.Splits  # by searches
+    train: Batches
+    chooses: Batches  # the epoch of a training
+    test: Batches
+    recipe: Recipe
+    root: Path
+
+    @classmethod
+    def read(cls, given: Any, folder: Path, root: Path, recipe: Recipe) -> Shared:
+        """The images in ``folder``."""
+        images = f"imagefolder:{folder / 'cifar10-jpeg.tar.xz'}"
+        splits, seen = data.load(images), data.load(images, validation=given.validation)
+        assert splits.train is not None and splits.test is not None
+        train = list(first(list(splits.train()), given.images))
+        build = partial(network, given.network, folder)
+        return cls(build, seen, train, splits.validation, list(splits.test()), recipe, root)
+
+
+def network(name: str, folder: Path) -> nn.Module:
     """The trained dense network."""
     return models.load(f"autoprune:{name}", folder / f"{name}-cifar10-jpeg.pt").eval()
 
 
-def row(folder: Path, budget: str, way: str, seed: int, given: Any, root: Path, recipe: Recipe) -> torch.Tensor:
+def row(shared: Shared, given: Any, budget: str, way: str, seed: int) -> torch.Tensor:
     """One line of the table; which test images each of its trained networks has right (trainings x images)."""
-    build = partial(network, given.network, folder)
-    images = f"imagefolder:{folder / 'cifar10-jpeg.tar.xz'}"
-    splits, seen = data.load(images), data.load(images, validation=given.validation)
-    assert splits.train is not None and splits.test is not None
+    build, seen, recipe = shared.build, shared.seen, shared.recipe
     searcher: str | Searcher
     searcher, criterion = WAYS[way]
     if way == "modelopt":
-        table = root / f"{given.network}-modelopt.pt"
+        table = shared.root / f"{given.network}-modelopt.pt"
         searcher = modelopt_fastnas.searcher(build(), seen.calibration, seen.validation, table)
     name = f"{given.network}-{budget}-{way}".replace("=", "-").replace("%", "").replace(" ", "-")
-    place = root / f"search-seed-{seed}"
+    place = shared.root / f"search-seed-{seed}"
     run = api.search(
         build(), torch.zeros(1, 3, 32, 32), seen.calibration, seen.validation, test=seen.test, budget=budget,
         searcher=searcher, criterion=criterion, recovery=given.repair, polish=POLISH, finalists=given.finalists,
@@ -110,24 +133,23 @@ def row(folder: Path, budget: str, way: str, seed: int, given: Any, root: Path, 
         run=name, ledger=place / f"{criterion}.jsonl", seed=seed,
     )  # fmt: skip
     repaired = list(run.summary["rows"].values())[-1]
-    train, test = list(first(list(splits.train()), given.images)), list(splits.test())
-    answers = []
+    trainings = []
     for number in given.seeds:
         trained = load_pruned(build, run.folder)
         kept = run.folder / f"lr-{recipe.lr}-distill-{recipe.distill}-seed-{number}"
-        finetune(trained, train, splits.validation, kept, replace(recipe, seed=number), teacher=build())
-        answers.append(right(trained, test))
+        finetune(trained, shared.train, shared.chooses, kept, replace(recipe, seed=number), teacher=build())
+        trainings.append(right(trained, shared.test))
+    answers = torch.stack(trainings)
     cells = [budget, way, str(seed), str(run.summary["trials"]), f"{repaired['fractions']['macs']:.2%}"]
     cells += [f"{repaired['loss']:.4f}", f"{repaired['calibrated_kl']:.4f}", f"{repaired['test_accuracy']:.2%}"]
-    cells += [", ".join(f"{answer.mean():.2%}" for answer in answers), f"{torch.stack(answers).mean():.2%}"]
+    cells += [", ".join(f"{share:.2%}" for share in answers.mean(1).tolist()), f"{answers.mean():.2%}"]
     print("|", " | ".join(cells), "|", flush=True)
-    return torch.stack(answers)
+    return answers
 
 
-def right(model: torch.nn.Module, batches: Batches) -> torch.Tensor:
+def right(model: nn.Module, batches: Batches) -> torch.Tensor:
     """1 for every image that the network has right, 0 for the others."""
-    model.eval()
-    with torch.inference_mode():
+    with torch.inference_mode(), evaluating(model):
         return torch.cat([(model(inputs).argmax(1) == labels).double() for inputs, labels in batches])
 
 

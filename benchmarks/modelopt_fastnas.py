@@ -5,7 +5,7 @@
         [--images 1024] [--divisor 4] [--root FOLDER]
 
 Its rule: accuracy on ``--images`` validation images of the network with one width cut, for every choice of every width
-(``--divisor`` channels apart: the default of 32 leaves a ResNet this narrow no choice), batch norms estimated anew on
+(``--divisor`` channels apart: its default of 32 leaves a choice to widths of 64 alone), batch norms estimated anew on
 calibration images; then the lowest damage at which the budget is met, the same for all widths. Prints the widths, and
 test accuracy of the network that comes out, as it is and with batch norms estimated anew. What the widths are worth
 repaired and trained says ``after_training.py --ways modelopt``, which calls this. With ``--root`` the table of damages
@@ -26,16 +26,16 @@ from torch import nn
 
 from autoprune import api, data, models
 from autoprune.budget import Budget
+from autoprune.cost import account
+from autoprune.exporters import sizes
 from autoprune.finetune import Batches, judge
 from autoprune.hints import Hints
 from autoprune.recover import first, reestimate
-from autoprune.scheme import Scheme
 from autoprune.searchers import Proposals, Searcher
 from autoprune.space import SearchSpace
 
 IMAGES, DIVISOR = 1024, 4
 BATCHES, SIZE = 50, 10  # with fewer batches than these 50 ModelOpt leaves batch norms as they are
-INSTALL = "pip install nvidia-modelopt torchprofile==0.0.4"
 
 
 def main() -> None:
@@ -61,9 +61,8 @@ def main() -> None:
         budget = Budget.parse(text, space)
         place = root / f"{given.network}-modelopt.pt"
         made = prune(dense, budget, splits.calibration, splits.validation, place, given.images, given.divisor)
-        kept = widths(made, space)
-        share = budget.costs["macs"](kept) / budget.costs["macs"](space.dense)
-        cells = [text, f"{share:.2%}", f"{judge(made, test)[1]:.2%}"]
+        kept = sizes.of_network(made, space)
+        cells = [text, f"{account(kept, space, budget.costs)[1]['macs']:.2%}", f"{judge(made, test)[1]:.2%}"]
         reestimate(made, splits.calibration)
         lines.append([*cells, f"{judge(made, test)[1]:.2%}", " ".join(map(str, kept.kept))])
     print("\n| budget | MACs | test, as it comes out | batch norms estimated anew | channels kept |")
@@ -76,7 +75,7 @@ def searcher(model: nn.Module, calibration: Batches, validation: Batches, table:
     """One proposal: the widths that :func:`prune` finds."""
 
     def modelopt(space: SearchSpace, budget: Budget, *, seed: int, hints: Hints, batch: int = 8) -> Proposals:
-        yield [widths(prune(model, budget, calibration, validation, table), space)]
+        yield [sizes.of_network(prune(model, budget, calibration, validation, table), space)]
 
     return modelopt
 
@@ -87,7 +86,7 @@ def prune(
 ) -> nn.Module:  # fmt: skip
     """The network that ModelOpt makes of a copy of ``model``; ``table`` is where its damages are kept."""
     if find_spec("modelopt") is None:
-        raise SystemExit(f"ModelOpt is not installed: {INSTALL}")
+        raise SystemExit("ModelOpt is not installed: pip install nvidia-modelopt torchprofile==0.0.4")
     from modelopt.torch.prune import prune as search
     from modelopt.torch.prune.fastnas import FastNASConfig
 
@@ -113,12 +112,6 @@ def small(batches: Batches) -> list[tuple[torch.Tensor, None]]:
     """The leading images in as many batches as ModelOpt wants."""
     images = torch.cat([inputs for inputs, _ in batches])[: BATCHES * SIZE]
     return [(part, None) for part in images.split(SIZE)]
-
-
-def widths(pruned: nn.Module, space: SearchSpace) -> Scheme:
-    """Channels of every group, read off the layer that makes them."""
-    makers = (group.slices[0] for group in space.groups)
-    return Scheme(tuple(pruned.get_parameter(maker.path).shape[maker.axis] for maker in makers))
 
 
 if __name__ == "__main__":
